@@ -1,0 +1,83 @@
+// Runs in the visitor's browser. Takes photos by button, drop or paste, makes them small, and sends them to the kernel.
+
+const KERNEL_READS = /^image\/(jpeg|png|webp|gif|bmp)$/
+const SMALL = 1_000_000  // bytes: a photo this small, and small enough in pixels, goes as it is
+const WHOLE = 8_000_000  // bytes: what the browser cannot open goes whole up to here, for the kernel to open it (TIFF) or to say why not
+
+// What to send of `file`: itself, a smaller JPEG, or null where the browser cannot open it and it is too big to send as it is.
+async function packed(file, side) {
+  const bitmap = await createImageBitmap(file).catch(() => null)  // upright, as the photo's EXIF orientation asks
+  if (!bitmap) return file.size <= WHOLE ? file : null
+  const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height))
+  if (scale === 1 && file.size <= SMALL && KERNEL_READS.test(file.type)) return file
+  const canvas = document.createElement('canvas')
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale))
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale))
+  const pen = canvas.getContext('2d')
+  pen.fillStyle = 'white'
+  pen.fillRect(0, 0, canvas.width, canvas.height)
+  pen.imageSmoothingQuality = 'high'
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height)
+  bitmap.close()
+  return new Promise(done => canvas.toBlob(done, 'image/jpeg', 0.92))
+}
+
+// A folder dropped on the page, or a file gone since it was chosen, cannot be read: it goes empty, and the kernel says so.
+const bytes = async blob => blob.arrayBuffer().catch(() => new ArrayBuffer(0))
+
+const photos = n => n === 1 ? '1 photo' : `${n} photos`
+
+function render({ model, el }) {
+  el.classList.add('bearclf', 'bearclf-upload')
+  el.innerHTML = `
+    <label class="choose"><input type="file" accept="image/*" multiple><span>Choose photos</span></label>
+    <p class="hint">or drop them here, or paste one</p>
+    <p class="status" role="status" aria-live="polite"></p>`
+  const input = el.querySelector('input'), status = el.querySelector('.status')
+  let asked = 0, answered = 0, left = '', queue = Promise.resolve()
+
+  function say(text, quietly = false) {  // quietly: read out, not shown
+    status.textContent = text
+    status.classList.toggle('quiet', quietly)
+  }
+
+  async function send(file) {
+    const blob = await packed(file, model.get('side'))
+    model.send({ kind: 'photo', name: file.name, too_big: !blob }, undefined, [await bytes(blob ?? new Blob())])
+  }
+
+  function take(files) {
+    const limit = model.get('limit'), chosen = [...files].slice(0, limit)
+    if (!chosen.length) return
+    if (answered === asked) asked = answered = 0, left = ''
+    asked += chosen.length
+    if (files.length > limit) left = ` ${photos(files.length)} are too many at once: the last ${files.length - limit} are left out.`
+    say(`Looking at ${photos(asked)} …${left}`)
+    for (const file of chosen) queue = queue.then(() => send(file))
+  }
+
+  model.on('msg:custom', message => {
+    if (message.kind === 'cleared') return say('')
+    answered += 1
+    if (answered < asked) say(`${answered} of ${photos(asked)} answered …${left}`)
+    else if (asked > 1) say(`${photos(asked)} answered.${left}`)
+    else say(message.words, true)  // its card is in view
+  })
+
+  const listening = new AbortController(), { signal } = listening
+  const page = event => event.target.closest?.('.bearclf-page') ?? el  // on our page a photo may land anywhere
+  const ours = event => event.dataTransfer?.types.includes('Files') && page(event).contains(event.target)
+  const hover = on => el.classList.toggle('hover', on)
+
+  input.addEventListener('change', () => { take(input.files); input.value = '' }, { signal })
+  document.addEventListener('dragover', event => { if (ours(event)) { event.preventDefault(); hover(true) } }, { signal })
+  document.addEventListener('dragleave', event => { if (!event.relatedTarget) hover(false) }, { signal })
+  document.addEventListener('drop', event => {
+    hover(false)
+    if (ours(event)) { event.preventDefault(); take(event.dataTransfer.files) }
+  }, { signal })
+  document.addEventListener('paste', event => take(event.clipboardData?.files ?? []), { signal })
+  return () => listening.abort()
+}
+
+export default { render }

@@ -1,0 +1,88 @@
+"""What the tests share: a served page, a browser that keeps account, the photos."""
+import os, shutil, socket, subprocess, sys, time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+START = 90  # seconds a server may take to start: two slow cores, busy with other things
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def free_port():
+    "A port that nobody listens on."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _answers(url):
+    try: return urlopen(url, timeout=START).status == 200
+    except HTTPError: return True
+    except OSError: return False
+
+
+@contextmanager
+def serving(command, url, cwd=ROOT, env=None):
+    "Run `command` until the block ends; the block starts once `url` answers."
+    process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.url = url
+    try:
+        end = time.monotonic() + START
+        while not _answers(url):
+            assert process.poll() is None, f"the server ended early: {process.communicate()[1]}"
+            assert time.monotonic() < end, f"no answer from {url} in {START} s"
+            time.sleep(0.2)
+        yield process
+    finally:
+        if process.poll() is None: process.terminate()
+        try: process.communicate(timeout=30)
+        except subprocess.TimeoutExpired: process.kill()
+
+
+def app(*options):
+    "`bearclf app` on a free port, unless `options` name one: command and address."
+    port = free_port()
+    return [sys.executable, "-m", "bearclf.cli", "app", "--no-browser", "--port", str(port), *options], f"http://localhost:{port}/"
+
+
+@pytest.fixture(scope="session")
+def page_url():
+    "The address of one `bearclf app`, with the bundled bears."
+    with serving(*app()) as process: yield process.url
+
+
+@pytest.fixture
+def serve():
+    "`serving` until the test ends."
+    with ExitStack() as servers: yield lambda *args, **kwargs: servers.enter_context(serving(*args, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    from playwright.sync_api import sync_playwright
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def photos():
+    "Real photos: a folder with one folder per label."
+    folder = Path(os.environ.get("BEARCLF_PHOTOS") or ROOT.parent/"shared"/"photos"/"bears")
+    if folder.is_dir(): return folder
+    if os.environ.get("CI") == "true": pytest.fail(f"CI must have real photos, and there are none in {folder}")
+    pytest.skip(f"no real photos in {folder}: name their folder with BEARCLF_PHOTOS")
+
+
+@pytest.fixture(scope="session")
+def shared_photos(photos):
+    "The collections around the bears: `bears`, `not_bears`, `near_misses`, `as_downloaded`, `flowers`."
+    if (photos.parent/"not_bears").is_dir(): return photos.parent
+    if os.environ.get("CI") == "true": pytest.fail(f"CI must have the collections beside {photos}")
+    pytest.skip(f"no other collections beside {photos}")

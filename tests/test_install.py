@@ -1,0 +1,52 @@
+"""The base package in a new virtual environment: small, light, and it answers."""
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from conftest import ROOT, free_port, serving
+
+from bearclf.practice import draw_bear
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A virtual environment with a built bearclf and nothing but what that requires."
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder/"venv", with_pip=True)
+    bin = folder/"venv"/("Scripts" if os.name == "nt" else "bin")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder/"dist", ROOT], check=True, capture_output=True)
+    subprocess.run([bin/"pip", "install", "-q", *(folder/"dist").glob("*.whl")], check=True, capture_output=True)
+    return folder/"venv", bin
+
+
+def test_it_is_light(base):
+    folder, bin = base
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    assert size < 500e6, f"{size/1e6:.0f} MB"
+    done = subprocess.run([bin/"pip", "list", "--format", "json"], check=True, capture_output=True, text=True)
+    assert not {"torch", "scipy", "fastai", "pandas"} & {p["name"].lower() for p in json.loads(done.stdout)}
+
+
+def test_it_predicts(base, tmp_path):
+    draw_bear("teddy", np.random.default_rng(4)).save(tmp_path/"teddy.png")
+    done = subprocess.run([base[1]/"bearclf", "predict", "--json", tmp_path/"teddy.png"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["probs"]) == {"black", "grizzly", "teddy"}
+
+
+def test_it_serves_the_page(base, tmp_path):
+    port = free_port()
+    with serving([str(base[1]/"bearclf"), "app", "--no-browser", "--port", str(port)], f"http://localhost:{port}/", cwd=tmp_path) as server:
+        assert "Photo classifier" in urlopen(server.url, timeout=60).read().decode()
+
+
+def test_what_is_missing_is_said(base, tmp_path):
+    (tmp_path/"photos").mkdir()
+    done = subprocess.run([base[1]/"bearclf", "train", tmp_path/"photos"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "pip install 'bearclf[course]'" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -1,0 +1,246 @@
+"""The page as a visitor meets it: real Chromium, real Voilà."""
+import base64, json, shutil, signal, socket, subprocess, sys
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from bearclf.classify import Classifier, bundle_folder
+from bearclf.core import photo_files
+from bearclf.practice import draw_bear
+from conftest import ROOT, app, free_port
+
+WAIT = 60_000  # milliseconds
+# The ipywidgets 7 stack logs this one itself, when JupyterLab extensions made for a newer JupyterLab than Voilà's are installed beside it.
+KNOWN_ERROR = "The getter for the shared module is not a function"
+
+
+class Visitor:
+    "One browser tab that remembers what went wrong and whom it asked."
+    def __init__(self, chromium, url, **context):
+        self.context = chromium.new_context(**context)
+        self.tab = self.context.new_page()
+        self.errors, self.asked = [], []
+        self.tab.on("console", lambda m: m.type == "error" and KNOWN_ERROR not in m.text and self.errors.append(m.text))
+        self.tab.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.tab.on("request", lambda r: self.asked.append(r.url))
+        self.tab.goto(url, timeout=WAIT)
+
+    def ready(self):
+        self.tab.wait_for_selector(".bearclf-upload input", state="attached", timeout=WAIT)
+        return self
+
+    def cards(self, n):
+        "The words of the cards, newest first, once there are `n`."
+        self.tab.wait_for_function("n => document.querySelectorAll('.bearclf .card').length === n", arg=n, timeout=WAIT)
+        return self.tab.locator(".bearclf .card .words").evaluate_all("all => all.map(e => e.lastChild.textContent)")
+
+    def choose(self, *files):
+        self.tab.set_input_files(".bearclf-upload input", [str(f) for f in files])
+        return self.cards(len(files))
+
+    def status(self, text):
+        self.tab.wait_for_function("t => document.querySelector('.bearclf-upload .status').textContent.includes(t)", arg=text, timeout=WAIT)
+
+    def leave(self):
+        self.context.close()
+        hosts = {urlsplit(u).hostname for u in self.asked if not u.startswith(("data:", "blob:"))}
+        assert hosts == {"localhost"}, "the page asked another machine"
+        assert not self.errors, "the browser's console has errors"
+
+
+@pytest.fixture
+def visit(chromium, serve):  # after `serve`, so that visitors leave before their server ends
+    "Open a page; when the test ends, nothing may have gone wrong in its console, and no other machine been asked."
+    visitors = []
+    def opened(url, **context):
+        visitors.append(Visitor(chromium, url, **context))
+        return visitors[-1]
+    yield opened
+    for v in visitors: v.leave()
+
+
+@pytest.fixture
+def visitor(visit, page_url): return visit(page_url).ready()
+
+
+@pytest.fixture
+def bears(tmp_path):
+    "Three drawn bears as files."
+    rng = np.random.default_rng(5)
+    files = [tmp_path/f"{label}.png" for label in ("black", "grizzly", "teddy")]
+    for f in files: draw_bear(f.stem, rng).save(f)
+    return files
+
+
+def voila(notebook):
+    "Plain `voila`: command and address."
+    port = free_port()
+    return [sys.executable, "-m", "voila", notebook, "--no-browser", f"--port={port}"], f"http://localhost:{port}/"
+
+
+def event(visitor, name, files):
+    "Dispatch a drop or a paste of `files` on the middle of the upload widget."
+    data = [(f.name, base64.b64encode(f.read_bytes()).decode()) for f in files]
+    visitor.tab.evaluate("""([name, files]) => {
+        const carried = new DataTransfer()
+        for (const [title, b64] of files) carried.items.add(new File([Uint8Array.from(atob(b64), c => c.charCodeAt(0))], title, {type: 'image/png'}))
+        const init = {bubbles: true, cancelable: true}
+        const event = name === 'paste' ? new ClipboardEvent(name, {...init, clipboardData: carried}) : new DragEvent(name, {...init, dataTransfer: carried})
+        document.querySelector('.bearclf-upload').dispatchEvent(event)
+    }""", [name, data])
+
+
+def test_says_what_predict_says(visitor, bears):
+    said = visitor.choose(bears[2])
+    assert said == [Classifier().predict(bears[2]).words()]
+    visitor.status(f"teddy.png: {said[0]}")
+    assert visitor.tab.locator(".bearclf .bars li").count() == 3
+    assert visitor.tab.evaluate("document.querySelector('.bearclf .card img').naturalWidth") > 0
+
+
+def test_names_real_bears(visitor, photos):
+    files = [f for label in sorted(p.name for p in photos.iterdir() if p.is_dir()) for f in photo_files(photos/label)[:3]]
+    said = visitor.choose(*files)[::-1]
+    right = sum(f.parent.name in words for f, words in zip(files, said))
+    assert right >= len(files) - 1, said
+
+
+def test_text_named_jpg_gets_its_sentence(visitor, tmp_path):
+    (tmp_path/"diary.jpg").write_text("Dear diary, today I saw a bear.")
+    (tmp_path/"page.jpg").write_text("<!DOCTYPE html><html></html>")
+    page, diary = visitor.choose(tmp_path/"diary.jpg", tmp_path/"page.jpg")
+    assert diary.startswith("diary.jpg is not a photo")
+    assert "web page" in page
+
+
+def test_several_then_clear_then_again(visitor, bears):
+    visitor.choose(*bears)
+    assert visitor.tab.locator(".bearclf .card .file").all_text_contents() == ["teddy.png", "grizzly.png", "black.png"]
+    visitor.status("3 photos answered")
+    visitor.tab.get_by_role("button", name="Clear").click()
+    visitor.cards(0)
+    assert visitor.tab.locator(".bearclf-upload .status").text_content() == ""
+    assert not visitor.tab.get_by_role("button", name="Clear").is_visible()
+    visitor.choose(bears[0])
+
+
+@pytest.mark.parametrize("name", ["drop", "paste"])
+def test_drop_and_paste(visitor, bears, name):
+    event(visitor, name, bears[:2])
+    assert len(visitor.cards(2)) == 2
+
+
+def test_too_many_at_once(visitor, bears):
+    event(visitor, "drop", bears[:1] * 23)
+    visitor.status("23 photos are too many at once")
+    assert len(visitor.cards(20)) == 20
+    visitor.status("20 photos answered. 23 photos are too many at once: the last 3 are left out.")
+
+
+def test_photo_over_ten_megabytes_lying_on_its_side(visitor, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (2400, 3200, 3), dtype="uint8")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me a quarter clockwise"
+    Image.fromarray(noise).save(tmp_path/"big.jpg", quality=98, subsampling=0, exif=exif)
+    assert (tmp_path/"big.jpg").stat().st_size > 10_000_000
+    visitor.choose(tmp_path/"big.jpg")
+    width, height = visitor.tab.evaluate("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('.bearclf .card img'))")
+    assert height > width
+
+
+def test_photo_only_the_kernel_can_open(visitor, tmp_path):
+    draw_bear("black", np.random.default_rng(2)).save(tmp_path/"scan.tif")
+    said = visitor.choose(tmp_path/"scan.tif")
+    assert said == [Classifier().predict(tmp_path/"scan.tif").words()]
+
+
+def test_name_with_html_is_harmless(visitor, bears, tmp_path):
+    for content, name in ((bears[0].read_bytes(), "<img src=x onerror=window.hit=1>.png"), (b"text", "<script>window.hit=1<\u2215script>.jpg")):
+        (tmp_path/name).write_bytes(content)
+    visitor.choose(*tmp_path.glob("<*"))
+    visitor.tab.wait_for_timeout(500)
+    assert visitor.tab.evaluate("window.hit") is None
+    assert visitor.tab.locator(".bearclf .card .file").filter(has_text="<img src=x").count() == 1
+
+
+def test_keyboard_reaches_the_button(visitor):
+    visitor.tab.keyboard.press("Tab")
+    assert visitor.tab.evaluate("document.activeElement.type") == "file"
+    assert visitor.tab.get_by_label("Choose photos").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone(visit, page_url, bears, scheme):
+    visitor = visit(page_url, viewport=dict(width=360, height=740), color_scheme=scheme).ready()
+    visitor.choose(*bears)
+    assert visitor.tab.evaluate("document.documentElement.scrollWidth") <= 360
+    paper = visitor.tab.evaluate("getComputedStyle(document.querySelector('.bearclf-page')).backgroundColor")
+    assert (sum(int(c) for c in paper[4:-1].split(",")) < 382) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("folder,notebook", [(".", "nbs/app.ipynb"), ("nbs", "app.ipynb")])
+def test_plain_voila(visit, serve, bears, folder, notebook):
+    visitor = visit(serve(*voila(notebook), ROOT/folder).url).ready()
+    visitor.choose(bears[1])
+    assert visitor.tab.locator("h1").text_content() == "Which bear is it?"
+
+
+def test_broken_bundle_is_one_sentence_on_the_page(visit, serve, tmp_path):
+    bundle = shutil.copytree(bundle_folder(), tmp_path/"b")
+    (bundle/"model.onnx").write_bytes(b"not it")
+    visitor = visit(serve(*voila("app.ipynb"), ROOT/"nbs", dict(BEARCLF_BUNDLE=str(bundle))).url)
+    visitor.tab.wait_for_selector(".bearclf .sentence", timeout=WAIT)
+    assert "SHA-256" in visitor.tab.locator(".sentence").text_content()
+    assert "Traceback" not in visitor.tab.content()
+
+
+def test_another_bundle_is_another_page(visit, serve, tmp_path):
+    bundle = shutil.copytree(bundle_folder(), tmp_path/"b")
+    spec = json.loads((bundle/"bundle.json").read_text())
+    (bundle/"bundle.json").write_text(json.dumps({**spec, "labels": ["daisy", "<b>rose</b>", "tulip"]}))
+    visitor = visit(serve(*app("--bundle", "b"), tmp_path).url).ready()
+    assert visitor.tab.locator("h1").text_content() == "Photo classifier: daisy, <b>rose</b>, tulip"
+
+
+def test_runs_in_this_python_whatever_else_is_called_python3(visit, serve, bears, tmp_path):
+    kernel = tmp_path/"kernels"/"python3"
+    kernel.mkdir(parents=True)
+    (kernel/"kernel.json").write_text(json.dumps(dict(argv=["/bin/false"], display_name="another", language="python")))
+    server = serve(*app(), env=dict(JUPYTER_PATH=str(tmp_path), JUPYTER_DATA_DIR=str(tmp_path)))
+    visit(server.url).ready().choose(bears[0])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ends_when_told_and_leaves_no_kernel(serve, sent):
+    server = serve(*app())
+    family = psutil.Process(server.pid).children(recursive=True)
+    server.send_signal(sent)
+    out, err = server.communicate(timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert server.returncode == 0 and not alive
+    assert out.splitlines() == [f"bearclf page: {server.url.rstrip('/')}"]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("mistake", ["port", "bundle"])
+def test_mistake_is_one_line_and_status_2(tmp_path, mistake):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        wrong = ["--port", str(other.getsockname()[1])] if mistake == "port" else ["--bundle", str(tmp_path)]
+        command, _ = app(*wrong)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert ("in use" if mistake == "port" else "no bundle") in done.stderr
+
+
+@pytest.mark.parametrize("path", ["app.ipynb", "voila/files/app.ipynb", "voila/files/images/page.png", "voila/files/voila.json", "voila/files/../settings.ini", "voila/tree"])
+def test_serves_no_file_beside_the_page(page_url, path):
+    with pytest.raises(HTTPError) as e: urlopen(page_url + path, timeout=60)
+    assert e.value.code in (400, 403, 404)
