@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['apply_choices']
 
-# %% ../nbs/06_clean.ipynb #06-clean-002
+# %% ../nbs/06_clean.ipynb #06-clean-003
 from fastai.vision.all import *
 from fastai.vision.widgets import ImageClassifierCleaner
 
 from .core import BearclfError, sha256
 from .gather import relabel, set_aside
 
-# %% ../nbs/06_clean.ipynb #06-clean-017
+# %% ../nbs/06_clean.ipynb #06-clean-018
 def apply_choices(
     cleaner: ImageClassifierCleaner,  # with choices made in its menus
     folder: Path,                     # the photos folder its photos are in

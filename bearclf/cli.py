@@ -54,13 +54,14 @@ def _hush():
 def _progress(
     what: str,         # a word before the bar
     total: int = None,
+    hidden: bool = False,  # True: no bar
 ): # yields a function that takes one step: `step(n=1, what=None)`
     "A progress bar on stderr, when a person is watching."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = hidden or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task(what, total=total)
         yield lambda **kw: bar.update(task, **kw) if kw else bar.advance(task)
 
@@ -189,7 +190,7 @@ def predict(
     """
     from bearclf.classify import Classifier, predict_files
     clf, files, failed = Classifier(bundle), _files(photos), 0
-    with _progress('predicting', len(files)) as step:
+    with _progress('predicting', len(files), hidden=sys.stdout.isatty()) as step:  # on a screen the answers themselves show how far it is
         for row in predict_files(clf, files):
             print(json.dumps(row, ensure_ascii=False) if as_json else _say(row), flush=True)
             failed += 'error' in row

@@ -339,7 +339,7 @@ def export_bundle(
         return put_folder(part, Path(out))
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/07_export.ipynb #07-export-059
+# %% ../nbs/07_export.ipynb #07-export-062
 def export_run(
     run: Path,               # run folder
     out: Path = 'bundle',    # bundle folder to write

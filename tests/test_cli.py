@@ -64,7 +64,8 @@ def test_changed_or_foreign_bundles_are_refused(tmp_path):
         (folder/"bundle.json").write_text(json.dumps(spec | values))
     cases = {"SHA-256": lambda f: (f/"model.onnx").write_bytes((f/"model.onnx").read_bytes()[:-9]), "schema 2": lambda f: edit(f, schema=2),
              "is missing": lambda f: (f/"model.onnx").unlink(), "cannot be read": lambda f: (f/"bundle.json").write_text("{"),
-             "outside the bundle": lambda f: edit(f, files={"model.onnx": "0", "../../secret": "1"}), "lacks": lambda f: (f/"bundle.json").write_text('{"schema": 1}')}
+             "outside the bundle": lambda f: edit(f, files={"model.onnx": "0", "../../secret": "1"}), "lacks": lambda f: (f/"bundle.json").write_text('{"schema": 1}'),
+             "lacks files": lambda f: edit(f, files=["model.onnx"]), "2 labels": lambda f: edit(f, labels=["black", "teddy"]), "schema None": lambda f: (f/"bundle.json").write_text("[1]")}
     for i, (said, change) in enumerate(cases.items()):
         status, _, err = damaged(f"b{i}", change)
         assert (status, one_line(err)) == (2, True) and said in err, (said, err)
@@ -94,7 +95,7 @@ def test_a_run_and_a_bundle_are_never_written_half(tmp_path, drawn):
 
 def test_photos_of_any_label_from_folder_to_answer(tmp_path, drawn):
     run, bundle = tmp_path/"run", tmp_path/"bundle"
-    assert bearclf("train", drawn, "--out", run, "--epochs", 2)[0] == 0
+    assert bearclf("train", drawn, "--out", run, "--epochs", 1)[0] == 0
     assert {p.name for p in run.iterdir()} == {"export.pkl", "history.csv", "run.json", "confusion.png", "top_losses.png"}
     status, _, err = bearclf("export", run, "--out", bundle)
     assert (status, err) == (0, "")
@@ -107,3 +108,10 @@ def test_photos_of_any_label_from_folder_to_answer(tmp_path, drawn):
     fn.rename(fn.with_name("renamed" + fn.suffix))
     status, _, err = bearclf("export", run, "--out", tmp_path/"late")
     assert status == 2 and "changed since" in err and not (tmp_path/"late").exists()
+
+
+def test_weights_that_cannot_be_had_are_said(tmp_path, drawn):
+    offline = dict(TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9")
+    status, _, err = bearclf("train", drawn, "--out", tmp_path/"run", "--arch", "resnet18", **offline)
+    assert status == 2 and one_line(err) and "cannot be downloaded" in err
+    assert not (tmp_path/"run").exists()

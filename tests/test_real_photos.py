@@ -38,9 +38,11 @@ def test_photos_straight_from_the_web(shared_photos):
     assert not [a for a in answers if "error" in a]
 
 
-def test_other_labels_work_as_well(shared_photos, tmp_path):
-    status, out, err = bearclf("train", shared_photos/"flowers", "--out", tmp_path/"run", "--epochs", 2)
+def test_other_labels_and_a_torchvision_network_work_as_well(shared_photos, tmp_path):
+    home = dict(TORCH_HOME=str(shared_photos.parent/"weights"))
+    status, out, err = bearclf("train", shared_photos/"flowers", "--out", tmp_path/"run", "--epochs", 1, "--arch", "mobilenet_v2", **home)
     assert status == 0, err
-    assert bearclf("export", tmp_path/"run", "--out", tmp_path/"bundle")[0] == 0
+    status, out, err = bearclf("export", tmp_path/"run", "--out", tmp_path/"bundle", **home)
+    assert status == 0, err
     spec = json.loads((tmp_path/"bundle"/"bundle.json").read_text())
     assert spec["labels"] == ["daisy", "dandelion", "rose", "sunflower", "tulip"] and spec["metrics"]["accuracy"] >= .7

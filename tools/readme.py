@@ -2,20 +2,25 @@
 
 `nbdev_readme` needs Quarto, which is not everywhere; nbconvert does the same work here.
 """
+import re
 import sys
 from pathlib import Path
 
+import nbformat
 from nbconvert import MarkdownExporter
 
 root = Path(__file__).parent.parent
 
 
 def readme() -> str:
-    "The index notebook as Markdown, its picture links as seen from the top of the repository."
+    "The index notebook as Markdown, its links as seen from the top of the repository."
     exporter = MarkdownExporter()
-    text, _ = exporter.from_filename(str(root/"nbs"/"index.ipynb"))
+    index = nbformat.read(root/"nbs"/"index.ipynb", 4)
+    index.metadata["language_info"] = dict(name="python")
+    text, _ = exporter.from_notebook_node(index)
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    return "\n".join(lines).replace("](images/", "](nbs/images/") + "\n"
+    text = "\n".join(lines).replace("](../", "](")
+    return re.sub(r"\]\((images/|\w+\.ipynb)", r"](nbs/\1", text) + "\n"
 
 
 def main():
