@@ -118,7 +118,7 @@ def check(
     if broken and aside: print(f"{len(set_aside(broken, photos))} moved to {photos/'.quarantine'}.")
     elif broken: raise typer.Exit(1)
 
-# %% ../nbs/13_cli.ipynb #13-cli-020
+# %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()
 def train(
     photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label.'),
@@ -164,7 +164,7 @@ def export(
     m = Classifier(bundle).metrics
     print(f"{bundle}: {(bundle/'model.onnx').stat().st_size/1e6:.1f} MB, {m['right']} of {m['n']} held-out photos right, at most {m['parity']['largest_difference']:.4f} from the learner.")
 
-# %% ../nbs/13_cli.ipynb #13-cli-024
+# %% ../nbs/13_cli.ipynb #13-cli-025
 def _files(
     paths: List[Path],  # photos and folders, as given
 ) -> list: # photos, folders opened up
@@ -197,7 +197,7 @@ def predict(
             step()
     if failed: raise typer.Exit(1)
 
-# %% ../nbs/13_cli.ipynb #13-cli-030
+# %% ../nbs/13_cli.ipynb #13-cli-032
 @app.command('app')
 def page(
     bundle: Optional[Path] = typer.Option(None, help='A bundle folder; default: the bears that come with bearclf.'),
@@ -221,5 +221,5 @@ def _version(
     if version: print(__version__)
     elif context.invoked_subcommand is None: print(context.get_help())
 
-# %% ../nbs/13_cli.ipynb #13-cli-031
-if __name__ == '__main__': main()
+# %% ../nbs/13_cli.ipynb #13-cli-034
+if __name__ == '__main__' and '__file__' in globals(): main()
