@@ -6,7 +6,7 @@
 __all__ = ['STATIC', 'VERDICTS', 'uploaded', 'Upload', 'answer_card', 'look', 'page', 'run_page']
 
 # %% ../nbs/09_app.ipynb #09-app-002
-import errno, os, socket
+import errno, os, signal, socket
 from base64 import b64encode
 from html import escape
 from importlib.resources import files as package_files
@@ -241,6 +241,11 @@ def _set_environment(
     os.environ['JUPYTER_PATH'] = os.pathsep.join([share, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
 # %% ../nbs/09_app.ipynb #09-app-063
+def _running(port: int):
+    "Once the server runs: say where, and let Ctrl-C end it as SIGTERM does, between two tasks and never within one."
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+    print(f'bearclf page: http://localhost:{port}', flush=True)
+
 def run_page(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: `$BEARCLF_BUNDLE`, or the bears that come with bearclf
     port: int = 8866,
@@ -255,5 +260,5 @@ def run_page(
     from voila.app import Voila
     notebook = _page_notebook()
     server = dict(port=port, ip=ip, port_retries=0, open_browser=open_browser, config_file_paths=[str(notebook.parent)], log_level='ERROR')
-    IOLoop.current().add_callback(print, f'bearclf page: http://localhost:{port}', flush=True)
+    IOLoop.current().add_callback(_running, port)
     Voila.launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=_own_kernel())))
