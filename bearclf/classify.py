@@ -145,6 +145,14 @@ class Classifier:
         self.labels, self.metrics = self.spec['labels'], self.spec.get('metrics', {})
         answers = self.session.get_outputs()[0].shape[-1]
         if answers != len(self.labels): raise BearclfError(f"{self.folder} has {len(self.labels)} labels for {answers} answers of its graph: export the bundle again.")
+        self._try()
+
+    def _try(self):
+        "Answer a blank picture, so that a bundle which cannot answer is told of now and not at the first photo."
+        try: self.predict(Image.new('RGB', (64, 48)), 'blank')
+        except BearclfError: raise
+        except Exception as e:  # whatever a hand-edited bundle may cause
+            raise BearclfError(f"{self.folder/'bundle.json'} does not fit its graph ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): export the bundle again.") from e
 
     @property
     def card(self) -> str: # markdown, empty if the bundle has none

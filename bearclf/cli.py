@@ -6,7 +6,7 @@
 __all__ = ['app', 'main', 'gather', 'practice', 'check', 'train', 'Weights', 'export', 'predict', 'page']
 
 # %% ../nbs/13_cli.ipynb #13-cli-002
-import json, os, sys, warnings
+import errno, json, os, sys, warnings
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -27,14 +27,15 @@ def _one_line(e: BaseException) -> str: # '' for what is no user's mistake
     "What to tell the user of an exception."
     if isinstance(e, BearclfError): return str(e)
     if isinstance(e, ImportError) and _missing(e): return f"This needs the package {e.name.split('.')[0]}: install it with `pip install 'bearclf[course]'`."
-    if isinstance(e, (PermissionError, NotADirectoryError, FileExistsError)) and e.filename: return f"{e.filename}: {e.strerror}. Choose another place, or change its permissions."
-    if isinstance(e, OSError) and e.errno == 28: return 'The disk is full: make room, then try again.'
+    if isinstance(e, OSError) and e.errno == errno.ENOSPC: return 'The disk is full: make room, then try again.'
+    if isinstance(e, OSError) and e.filename: return f"{e.filename}: {e.strerror}. Choose another place, or change its permissions."
     return f"{e.format_message()} (see --help)" if hasattr(e, 'format_message') else ''  # Typer's own: a missing argument, an unknown option
 
 def main(
     args: Optional[List[str]] = None,  # default: `sys.argv[1:]`
 ) -> int: # exit status
     "Run the command line."
+    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')  # a file name need not be UTF-8
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)  # for developers of libraries, not for users
     try: return sys.exit(app(args, prog_name='bearclf', standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort): status, said = 130, 'stopped'
@@ -125,7 +126,7 @@ def train(
     out: Path = typer.Option('run', help='The run folder to write.'),
     arch: str = typer.Option('tf_efficientnet_lite0', help='A torchvision or timm name; the default needs no download.'),
     epochs: int = typer.Option(4, help='Epochs with everything learning; one for the head alone comes before.'),
-    seed: int = typer.Option(42, help='Of the split, the head and the augmentation.'),
+    seed: int = typer.Option(42, min=0, help='Of the split, the head and the augmentation.'),
     force: bool = typer.Option(False, '--force', help='Replace an existing run folder.'),
 ):
     """Fine-tune a pretrained network and write a run folder.
@@ -160,7 +161,7 @@ def export(
     if notes and not notes.is_file(): raise BearclfError(f'There is no file {notes}: check the name.')
     from bearclf.export import export_run
     from bearclf.classify import Classifier
-    bundle = export_run(run, out, photos, weights=weights.value, strangers=ood, notes=notes.read_text(encoding='utf-8') if notes else '', force=force)
+    bundle = export_run(run, out, photos, weights=weights.value, strangers=ood, notes=notes.read_text(encoding='utf-8', errors='replace') if notes else '', force=force)
     m = Classifier(bundle).metrics
     print(f"{bundle}: {(bundle/'model.onnx').stat().st_size/1e6:.1f} MB, {m['right']} of {m['n']} held-out photos right, at most {m['parity']['largest_difference']:.4f} from the learner.")
 

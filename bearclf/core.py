@@ -7,11 +7,12 @@ __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'BearclfError', 'PhotoEr
            'write_atomic']
 
 # %% ../nbs/00_core.ipynb #00-core-002
-import hashlib, json, os
+import hashlib, json, os, struct
 from io import BytesIO
 from pathlib import Path
 from typing import Union
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/00_core.ipynb #00-core-006
@@ -28,12 +29,19 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')  # Pillow knows more, an
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # %% ../nbs/00_core.ipynb #00-core-011
+def _eight_bits(
+    im: Image.Image,  # grey with 16 or 32 bits a pixel
+) -> Image.Image: # grey with 8
+    "16 bits: the upper 8. 32 bits have no agreed range: what is in the picture, from darkest to brightest."
+    values = np.asarray(im, dtype=np.float64)
+    low, high = (0, 65535) if im.mode.startswith('I;16') else (values.min(), values.max())
+    return Image.fromarray((255*(values - low)/max(high - low, 1e-9)).astype(np.uint8))
+
 def _flat(
     im: Image.Image,  # any mode: palette, 16-bit grey, CMYK, transparent
 ) -> Image.Image: # 8-bit RGB
     "As RGB; transparent parts become white, as a browser would show them."
-    if im.mode.startswith('I;16'): im = im.point(lambda v: v / 256).convert('L')
-    if im.mode in ('I', 'F'): im = ImageOps.autocontrast(im.convert('F').convert('L'))
+    if im.mode.startswith('I;16') or im.mode in ('I', 'F'): im = _eight_bits(im)
     if 'A' not in im.getbands() and 'transparency' not in im.info: return im.convert('RGB')
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
@@ -71,7 +79,7 @@ def open_photo(
             return _flat(ImageOps.exif_transpose(im))
     except UnidentifiedImageError as e: raise PhotoError(f"{name} is not a photo: {_why(data[:1024])}.") from e
     except Image.DecompressionBombError as e: raise PhotoError(f"{name} claims more than {MAX_PIXELS//10**6} million pixels: make it smaller first.") from e
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, ZeroDivisionError, MemoryError, OverflowError) as e:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, struct.error) as e:
         raise PhotoError(f"{name} is damaged and cannot be read to its end: download or copy it again.") from e
 
 # %% ../nbs/00_core.ipynb #00-core-023
@@ -100,7 +108,7 @@ def write_atomic(
     "Write `data` to `path` in one step."
     path = Path(path)
     if isinstance(data, (dict, list)): data = json.dumps(data, indent=1, ensure_ascii=False) + '\n'
-    if isinstance(data, str): data = data.encode('utf-8')
+    if isinstance(data, str): data = data.encode('utf-8', 'surrogateescape')  # a file name need not be UTF-8
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:

@@ -89,4 +89,4 @@ def fingerprint(
 ) -> str: # 64 hex digits
     "SHA-256 over label, name and content of the photos, whatever their order."
     lines = sorted(f'{fn.parent.name}/{fn.name} {sha256(fn)}' for fn in fns)
-    return sha256('\n'.join(lines).encode())
+    return sha256('\n'.join(lines).encode('utf-8', 'surrogateescape'))

@@ -44,6 +44,7 @@ def test_mistakes_get_one_line_and_write_nothing(tmp_path, drawn):
     cases = {"check the name": ["train", tmp_path/"missing", "--out", out], "no photos": ["train", tmp_path/"empty", "--out", out],
              "black (1)": ["train", lonely, "--out", out], "teddy/page.jpg": ["train", broken, "--out", out],
              "architecture": ["train", drawn, "--out", out, "--arch", "resnet81"], "other files": ["train", drawn, "--out", lonely],
+             "inside the photos folder": ["train", drawn, "--out", drawn/"run"], "-1": ["train", drawn, "--out", out, "--seed", -1],
              "not a run folder": ["export", tmp_path/"empty", "--out", out], "no bundle": ["predict", lonely, "--bundle", tmp_path/"empty"],
              "holds no photos": ["predict", tmp_path/"empty"]}
     for said, args in cases.items():
@@ -64,8 +65,8 @@ def test_changed_or_foreign_bundles_are_refused(tmp_path):
         (folder/"bundle.json").write_text(json.dumps(spec | values))
     cases = {"SHA-256": lambda f: (f/"model.onnx").write_bytes((f/"model.onnx").read_bytes()[:-9]), "schema 2": lambda f: edit(f, schema=2),
              "is missing": lambda f: (f/"model.onnx").unlink(), "cannot be read": lambda f: (f/"bundle.json").write_text("{"),
-             "outside the bundle": lambda f: edit(f, files={"model.onnx": "0", "../../secret": "1"}), "lacks": lambda f: (f/"bundle.json").write_text('{"schema": 1}'),
-             "lacks files": lambda f: edit(f, files=["model.onnx"]), "2 labels": lambda f: edit(f, labels=["black", "teddy"]), "schema None": lambda f: (f/"bundle.json").write_text("[1]")}
+             "outside the bundle": lambda f: edit(f, files={"../../secret": "1", "model.onnx": "0"}), "lacks": lambda f: (f/"bundle.json").write_text('{"schema": 1}'),
+             "lacks files": lambda f: edit(f, files=["model.onnx"]), "2 labels": lambda f: edit(f, labels=["black", "teddy"]), "does not fit": lambda f: edit(f, image={"size": [224, 224], "resize": {"method": "crop"}}), "schema None": lambda f: (f/"bundle.json").write_text("[1]")}
     for i, (said, change) in enumerate(cases.items()):
         status, _, err = damaged(f"b{i}", change)
         assert (status, one_line(err)) == (2, True) and said in err, (said, err)
@@ -83,7 +84,16 @@ def test_predict_answers_in_order_and_goes_on_after_a_bad_photo(tmp_path, drawn)
     assert all(abs(sum(r["probs"].values()) - 1) < 1e-3 for r in rows if "probs" in r)
 
 
-def test_a_run_and_a_bundle_are_never_written_half(tmp_path, drawn):
+def test_force_replaces_only_what_bearclf_wrote(tmp_path, drawn):
+    out = tmp_path/"run"
+    out.mkdir()
+    for name in ("run.json", "my thesis.txt"): (out/name).write_text("{}")
+    status, _, err = bearclf("train", drawn, "--out", out, "--force")
+    assert status == 2 and one_line(err) and "my thesis.txt" in err
+    assert {p.name for p in out.iterdir()} == {"run.json", "my thesis.txt"}
+
+
+def test_a_killed_run_leaves_no_run_folder(tmp_path, drawn):
     out = tmp_path/"run"
     process = subprocess.Popen([sys.executable, "-m", "bearclf.cli", "train", str(drawn), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".run.*.part")): assert process.poll() is None; time.sleep(.1)
