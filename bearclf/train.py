@@ -50,11 +50,15 @@ def _lite0_learner(dls, **kwargs) -> Learner:
     learn.freeze()
     return learn
 
+# what fastai should know of MobileNetV2 and doesn't: its body is the first child, for there is no pooling layer to cut at
+model_meta.setdefault(torchvision.models.mobilenet_v2, dict(
+    cut=1, split=default_split, stats=imagenet_stats, weights=torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1))
+
 def _torchvision_learner(dls, arch, **kwargs) -> Learner:
-    "A torchvision network; statistics and cut are added where fastai knows none."
+    "A torchvision network, normalised with ImageNet's statistics where fastai knows none."
     net = getattr(torchvision.models, arch)
     if 'stats' not in model_meta.get(net, {}): dls.add_tfms([Normalize.from_stats(*imagenet_stats)], 'after_batch')
-    return vision_learner(dls, net, cut=1 if arch == 'mobilenet_v2' else None, **kwargs)
+    return vision_learner(dls, net, **kwargs)
 
 # %% ../nbs/04_train.ipynb #04-train-018
 def _refuse_arch(arch: str):
