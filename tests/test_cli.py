@@ -44,7 +44,7 @@ def test_mistakes_get_one_line_and_write_nothing(tmp_path, drawn):
     cases = {"check the name": ["train", tmp_path/"missing", "--out", out], "no photos": ["train", tmp_path/"empty", "--out", out],
              "black (1)": ["train", lonely, "--out", out], "teddy/page.jpg": ["train", broken, "--out", out],
              "architecture": ["train", drawn, "--out", out, "--arch", "resnet81"], "other files": ["train", drawn, "--out", lonely],
-             "inside the photos folder": ["train", drawn, "--out", drawn/"run"], "-1": ["train", drawn, "--out", out, "--seed", -1],
+             "inside the photos folder": ["train", drawn, "--out", drawn/"run"], "--seed": ["train", drawn, "--out", out, "--seed", -1],
              "not a run folder": ["export", tmp_path/"empty", "--out", out], "no bundle": ["predict", lonely, "--bundle", tmp_path/"empty"],
              "holds no photos": ["predict", tmp_path/"empty"]}
     for said, args in cases.items():
