@@ -9,7 +9,7 @@ __all__ = ['apply_choices']
 from fastai.vision.all import *
 from fastai.vision.widgets import ImageClassifierCleaner
 
-from .core import BearclfError, sha256
+from .core import BearclfError
 from .gather import relabel, set_aside
 
 # %% ../nbs/06_clean.ipynb #06-clean-018

