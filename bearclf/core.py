@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'BearclfError', 'PhotoError', 'open_photo', 'photo_files', 'sha256',
-           'write_atomic']
+           'write_atomic', 'now']
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import hashlib, json, os, struct
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Union
@@ -116,3 +117,8 @@ def write_atomic(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
+
+# %% ../nbs/00_core.ipynb #00-core-041
+def now() -> str: # as in 2026-11-22T14:20:09+00:00
+    "The time as ISO 8601, in UTC."
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')

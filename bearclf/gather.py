@@ -12,7 +12,6 @@ import json, os, re, warnings
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from http.client import HTTPException
 from io import BytesIO, StringIO
 from itertools import islice
@@ -26,7 +25,7 @@ import httpx
 from PIL import Image
 
 from . import __version__
-from .core import BearclfError, PhotoError, open_photo, photo_files, sha256, write_atomic
+from .core import BearclfError, PhotoError, now, open_photo, photo_files, sha256, write_atomic
 
 # %% ../nbs/01_gather.ipynb #01-gather-021
 @dataclass
@@ -245,12 +244,10 @@ def _look(
     return EXTENSIONS[kind], im.size
 
 # %% ../nbs/01_gather.ipynb #01-gather-075
-def _now() -> str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
-
 def _journal(folder: Path, file: str, to: str, sha: str, reason: str):
     "Note in `cleaning.jsonl` that `file` now lies at `to`; both relative to `folder`."
     action, label = 'delete' if to.startswith('.quarantine/') else 'relabel', Path(file).parent.name
-    _append(folder/'cleaning.jsonl', dict(time=_now(), action=action, file=file, to=to, label=label, sha256=sha, reason=reason))
+    _append(folder/'cleaning.jsonl', dict(time=now(), action=action, file=file, to=to, label=label, sha256=sha, reason=reason))
 
 def _move(folder: Path, file: Path, to: Path, reason: str) -> Path: # where it lies now
     "Move `file` (relative to `folder`) to `to`, or a free name like it, and note it."
@@ -361,7 +358,7 @@ def _keep(
     if twin != file or file in album.listed: return _double(label, photo.url, twin)
     write_atomic(album.folder/file, data)
     _append(album.folder/'photos.jsonl', dict(file=file, label=label, sha256=sha, phash=None, width=width, height=height, url=photo.url, page=photo.page,
-        source=photo.source, query=query, creator=photo.creator, license=photo.license, license_url=photo.license_url, fetched_at=_now()))
+        source=photo.source, query=query, creator=photo.creator, license=photo.license, license_url=photo.license_url, fetched_at=now()))
     album.urls[photo.url] = album.files[sha] = file
     album.listed.add(file)
     return Outcome(label, 'kept', photo.url, file)

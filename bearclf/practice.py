@@ -9,13 +9,12 @@ __all__ = ['LABELS', 'FAULTS', 'contact_sheet', 'draw_bear', 'draw_stray', 'prac
 import cmath, io, json, math, os
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256 as _sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from .core import BearclfError, PhotoError, open_photo, sha256
+from .core import BearclfError, PhotoError, open_photo, sha256, write_atomic
 
 # %% ../nbs/02_practice.ipynb #50027522
 def contact_sheet(
@@ -751,7 +750,7 @@ class Slot:
     @property
     def rng(self): return np.random.default_rng([self.seed, LABELS.index(self.label), self.index])
     @property
-    def file(self): return f'{self.label}/{_sha256(f"{self.seed} {self.label} {self.index}".encode()).hexdigest()[:10]}{self.suffix}'
+    def file(self): return f'{self.label}/{sha256(f"{self.seed} {self.label} {self.index}".encode())[:10]}{self.suffix}'
 
 def plan(per_label, seed, labels):
     faults, slots = spread_faults(per_label, labels), []
@@ -821,9 +820,9 @@ def practice_set(
     slots, marker = plan(per_label, seed, labels), dict(per_label=per_label, seed=seed, labels=list(labels))
     if _already_drawn(dest, slots, marker): return dest
     rows = [_draw_slot(dest, slot) for slot in slots]
-    _write(dest/'photos.jsonl', _jsonl(manifest for manifest, _ in rows))
-    _write(dest/'faults.jsonl', _jsonl(fault for _, fault in rows if fault))
-    _write(dest/'practice.json', json.dumps(marker).encode())
+    write_atomic(dest/'photos.jsonl', _jsonl(manifest for manifest, _ in rows))
+    write_atomic(dest/'faults.jsonl', _jsonl(fault for _, fault in rows if fault))
+    write_atomic(dest/'practice.json', json.dumps(marker))
     return dest
 
 def _check_arguments(per_label, seed, labels):
@@ -847,7 +846,7 @@ def _draw_slot(dest, slot):
     "Write one photo; returns its line of the manifest, and its line of the faults or None."
     twin = (dest/slot.twin.file).read_bytes() if slot.twin else None
     data, detail = photo_bytes(slot, twin)
-    _write(dest/slot.file, data)
+    write_atomic(dest/slot.file, data)
     if not slot.fault: return _manifest(slot, data), None
     return _manifest(slot, data), dict(file=slot.file, fault=slot.fault, detail=detail, twin=slot.twin and slot.twin.file, true_label=slot.shows)
 
@@ -857,14 +856,7 @@ def _manifest(slot, data):
                 source='practice', query=None, creator='bearclf practice set', license='CC0-1.0',
                 license_url='https://creativecommons.org/publicdomain/zero/1.0/', fetched_at='2026-01-01T00:00:00+00:00')
 
-def _jsonl(rows): return ''.join(json.dumps(row)+'\n' for row in rows).encode()
-
-def _write(path, data):
-    "All of the file or nothing."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    part.write_bytes(data)
-    os.replace(part, path)
+def _jsonl(rows): return ''.join(json.dumps(row)+'\n' for row in rows)
 
 # %% ../nbs/02_practice.ipynb #f293eecb
 def read_faults(

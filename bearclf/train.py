@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'ARCHS', 'RUN_FILES', 'FixedStatistics', 'photo_learner', 'history', 'wilson', 'measure', 'versions',
-           'now', 'new_folder', 'put_folder', 'train']
+           'new_folder', 'put_folder', 'train']
 
 # %% ../nbs/04_train.ipynb #04-train-003
 import importlib.metadata, importlib.util, platform, shutil
-from datetime import datetime, timezone
 from urllib.error import URLError
 
 import torchvision
@@ -16,7 +15,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import *
 from fastai.vision.learner import default_split, model_meta
 
-from .core import BearclfError, write_atomic
+from .core import BearclfError, now, write_atomic
 from .data import check_readable, fingerprint, labelled_photos, photo_block
 
 # %% ../nbs/04_train.ipynb #04-train-008
@@ -133,9 +132,6 @@ def versions() -> dict: # package → version
     names = ('bearclf', 'fastai', 'torch', 'torchvision', 'timm', 'pillow', 'numpy')
     found = {n: importlib.metadata.version(n) for n in names if importlib.util.find_spec({'pillow': 'PIL'}.get(n, n))}
     return dict(python=platform.python_version(), **found)
-
-def now() -> str: # ISO 8601, UTC
-    return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 def _record(
     learn: Learner, 
