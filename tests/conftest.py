@@ -7,6 +7,8 @@ from urllib.request import urlopen
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings that each want every core take far longer than one after the other
+
 ROOT = Path(__file__).parent.parent
 START = 90  # seconds a server may take to start: two slow cores, busy with other things
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]

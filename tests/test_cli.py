@@ -10,12 +10,20 @@ import time
 import pytest
 from PIL import Image
 
+from bearclf.cli import main
+
 
 def bearclf(*args, timeout=900, **env):
     "Run `bearclf`; its exit status, stdout and stderr."
     done = subprocess.run([sys.executable, "-m", "bearclf.cli", *map(str, args)], capture_output=True, text=True, encoding="utf-8",
                           timeout=timeout, env=os.environ | dict(PYTHONIOENCODING="utf-8") | env)
     return done.returncode, done.stdout, done.stderr
+
+
+def told(capsys, *args):
+    "The same without a new process, for mistakes that are found before any work begins: exit status and stderr."
+    with pytest.raises(SystemExit) as end: main([str(a) for a in args])
+    return end.value.code, capsys.readouterr().err
 
 
 def one_line(err): return len(err.strip().splitlines()) == 1 and err.startswith("bearclf: ") and "Traceback" not in err
@@ -31,7 +39,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def test_mistakes_get_one_line_and_write_nothing(tmp_path, drawn):
+def test_mistakes_get_one_line_and_write_nothing(tmp_path, drawn, capsys):
     lonely = tmp_path/"lonely"
     for label, n in (("black", 1), ("teddy", 3)):
         (lonely/label).mkdir(parents=True)
@@ -48,8 +56,9 @@ def test_mistakes_get_one_line_and_write_nothing(tmp_path, drawn):
              "not a run folder": ["export", tmp_path/"empty", "--out", out], "no bundle": ["predict", lonely, "--bundle", tmp_path/"empty"],
              "holds no photos": ["predict", tmp_path/"empty"]}
     for said, args in cases.items():
-        status, _, err = bearclf(*args)
+        status, err = told(capsys, *args)
         assert (status, one_line(err)) == (2, True) and said in err, (said, err)
+    assert bearclf("train", tmp_path/"missing")[0] == 2
     assert not out.exists() and not list(tmp_path.glob(".*.part"))
 
 
