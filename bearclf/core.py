@@ -8,6 +8,7 @@ __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'BearclfError', 'PhotoEr
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import hashlib, json, os, struct
+from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -24,9 +25,16 @@ class PhotoError(BearclfError):
     "A file that cannot be opened as a photo."
 
 # %% ../nbs/00_core.ipynb #00-core-010
-PHOTO_EXTENSIONS = {'.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
+def _newer_kinds() -> list: # of 'AVIF', 'HEIF'
+    "What newer cameras write: AVIF where Pillow was built with it, HEIF (iPhones) where the package pillow-heif is installed."
+    kinds = []
+    with suppress(ImportError): from PIL import _avif; kinds.append('AVIF')
+    with suppress(ImportError): import pillow_heif; pillow_heif.register_heif_opener(); kinds.append('HEIF')
+    return kinds
+
+PHOTO_EXTENSIONS = {'.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo takes 300 MB once decoded; what claims more is refused before decoding
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')  # Pillow knows more, and starts other programs for some of them
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', *_newer_kinds())  # Pillow knows more, and starts other programs for some of them
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # %% ../nbs/00_core.ipynb #00-core-011
@@ -80,7 +88,7 @@ def open_photo(
             return _flat(ImageOps.exif_transpose(im))
     except UnidentifiedImageError as e: raise PhotoError(f"{name} is not a photo: {_why(data[:1024])}.") from e
     except Image.DecompressionBombError as e: raise PhotoError(f"{name} claims more than {MAX_PIXELS//10**6} million pixels: make it smaller first.") from e
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, struct.error) as e:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, RuntimeError, struct.error) as e:
         raise PhotoError(f"{name} is damaged and cannot be read to its end: download or copy it again.") from e
 
 # %% ../nbs/00_core.ipynb #00-core-023

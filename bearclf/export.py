@@ -16,7 +16,8 @@ from fastai.vision.all import *
 
 from .classify import SCHEMA, Classifier, resize
 from .core import BearclfError, now, open_photo, photo_files, sha256, write_atomic
-from .data import fingerprint, labelled_photos
+from .data import fingerprint
+from .folder import labelled_photos
 from .train import new_folder, put_folder, versions, wilson
 
 # %% ../nbs/07_export.ipynb #07-export-018

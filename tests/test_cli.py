@@ -35,7 +35,7 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")/"photos"
     assert bearclf("practice", "--out", folder, "--per-label", 12)[0] == 0
     assert bearclf("check", folder)[0] == 1
-    assert bearclf("check", folder, "--set-aside")[0] == 0
+    assert bearclf("check", folder, "--fix")[0] == 0
     return folder
 
 
