@@ -7,7 +7,7 @@ __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'BearclfError', 'PhotoEr
            'write_atomic', 'now']
 
 # %% ../nbs/00_core.ipynb #00-core-002
-import hashlib, json, os, struct
+import hashlib, json, os, struct, warnings
 from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
@@ -36,6 +36,7 @@ PHOTO_EXTENSIONS = {'.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jpe', 
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo takes 300 MB once decoded; what claims more is refused before decoding
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', *_newer_kinds())  # Pillow knows more, and starts other programs for some of them
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # Pillow only warns, up to twice as many; `open_photo` refuses
 
 # %% ../nbs/00_core.ipynb #00-core-011
 def _eight_bits(
