@@ -20,7 +20,7 @@ from PIL import Image
 
 from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_files, sha256, write_atomic
 from .folder import read_manifest, set_aside
-from .verify import MIN_SIDE, Twins, phash
+from .verify import LOOK, MIN_SIDE, Twins, phash
 
 # %% ../nbs/01a_check.ipynb #01a-check-010
 DARK = 60      # of 255; brightest parts below
@@ -63,13 +63,13 @@ def _look(path: Path, folder: Path) -> _Look:
     "Open a photo once, and say all that can be said of it alone."
     data, file = path.read_bytes(), path.relative_to(folder).as_posix()
     look = _Look(file, sha256(data))
-    try: im = open_photo(path)
+    try: im = open_photo(path, least=LOOK)
     except PhotoError as e: look.found.append(Finding('broken', file, str(e))); return look
-    with Image.open(BytesIO(data), formats=FORMATS) as raw: kind = raw.format
+    with Image.open(BytesIO(data), formats=FORMATS) as raw: kind, size = raw.format, raw.size
     bright, edges = brightness_and_edges(im)
-    look.pixels, look.phash = im.width*im.height, phash(im)
+    look.pixels, look.phash = size[0]*size[1], phash(im)
     if path.suffix.lower() not in SUFFIXES.get(kind, '').split(): look.found.append(Finding('name', file, f'it is a {kind}'))
-    if min(im.size) < MIN_SIDE: look.found.append(Finding('tiny', file, f'{im.width} × {im.height} pixels'))
+    if min(size) < MIN_SIDE: look.found.append(Finding('tiny', file, f'{size[0]} × {size[1]} pixels'))
     if bright < DARK: look.found.append(Finding('dark', file, f'its brightest parts have {bright:.0f} of 255'))
     elif edges < BLURRED: look.found.append(Finding('blurred', file, f'its sharpest edges have {edges:.2f}, where {BLURRED} is usual'))
     return look
@@ -80,7 +80,7 @@ def _copies(looks: list, folder: Path) -> list: # `Finding`s
     best, twins, found = {}, Twins(), []
     for look in sorted((o for o in looks if o.phash), key=lambda o: (-o.pixels, o.file)):
         same = best.get(look.sha)
-        near = None if same or not twins.near(look.phash) else twins.find(look.phash, open_photo(folder/look.file), folder)
+        near = None if same or not twins.near(look.phash) else twins.find(look.phash, open_photo(folder/look.file, least=LOOK), folder)
         if same or near: found.append(Finding('same' if same else 'near', look.file, _whose(look.file, same or near), same or near))
         else: best[look.sha] = look.file; twins.add(look.phash, look.file)
     return found
@@ -125,7 +125,7 @@ img{{height:7rem;max-width:48%;object-fit:contain;border-radius:.25rem;backgroun
 <h1>{title}</h1><p>{count}</p>{parts}</html>"""
 
 def _thumb(path: Path) -> str: # an `<img>`, or nothing
-    try: im = open_photo(path)
+    try: im = open_photo(path, least=LOOK)
     except PhotoError: return ''
     im.thumbnail((224, 224))
     out = BytesIO()

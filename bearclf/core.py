@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -76,6 +76,7 @@ def _why(
 # %% ../nbs/00_core.ipynb #00-core-015
 def open_photo(
     src: Union[str, os.PathLike, bytes, 'BytesIO'],  # path, the bytes of a file, or an open binary file
+    least: Optional[int] = None,  # pixels; a JPEG may come out smaller, which is quicker, but no side below this (it is still read to its end)
 ) -> Image.Image: # RGB, `height × width × 3` as 8-bit, turned upright
     "Open a photo the one way all of bearclf does; raises `PhotoError` if it is none."
     name = _name(src)
@@ -85,8 +86,9 @@ def open_photo(
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as im:
             if im.width * im.height > MAX_PIXELS: raise Image.DecompressionBombError
+            if least: im.draft('RGB', (least, least))
             im.load()
-            return _flat(ImageOps.exif_transpose(im))
+            return _flat(ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1) != 1 else im)
     except UnidentifiedImageError as e: raise PhotoError(f"{name} is not a photo: {_why(data[:1024])}.") from e
     except Image.DecompressionBombError as e: raise PhotoError(f"{name} claims more than {MAX_PIXELS//10**6} million pixels: make it smaller first.") from e
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, RuntimeError, struct.error) as e:

@@ -11,20 +11,17 @@ from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice, zip_longest
 from pathlib import Path
 from time import time
 from typing import Callable, Iterator, NamedTuple, Optional, Union
 from urllib.parse import urlsplit
 
-from PIL import Image
-
 from .core import BearclfError, PhotoError, now, open_photo, photo_files, sha256, write_atomic
 from .fetch import AT_ONCE, FetchError, Fetcher
 from .folder import append_jsonl, attribution, check_families, check_label, keep_photo, locked, read_jsonl, read_manifest, recover
 from .search import Photo, find_provider, search
-from .verify import MIN_SIDE, NEAR, Twins, Verified, distance, phash, verify
+from .verify import LOOK, MIN_SIDE, NEAR, Twins, Verified, distance, phash, verify
 
 # %% ../nbs/01_gather.ipynb #01-gather-021
 ENDS = ('kept', 'had', 'duplicate', 'broken', 'failed')
@@ -87,7 +84,7 @@ class _Album:
 def _own(folder: Path, file: Path, row: dict) -> dict:
     "A line for a photo that has none, or one without a hash; a broken one is known by its bytes only."
     row = dict(file=file.relative_to(folder).as_posix(), label=file.parent.name, sha256=sha256(file)) | {k: v for k, v in row.items() if v}
-    try: return dict(row, phash=phash(open_photo(file)))
+    try: return dict(row, phash=phash(open_photo(file, least=LOOK)))
     except PhotoError: return row
 
 def _read_album(folder: Path) -> _Album:
@@ -149,7 +146,8 @@ def _come(photo: Photo, way: _Way) -> tuple: # `Verified`, what was sent
 def _twin(album: _Album, found: Verified) -> Optional[str]: # a file
     "The photo in the folder that is the same, or looks it."
     exact = album.files.get(found.sha256) or album.files.get(found.sent)
-    return exact or album.twins.find(found.phash, Image.open(BytesIO(found.data)), album.folder)
+    if exact or not album.twins.near(found.phash): return exact
+    return album.twins.find(found.phash, open_photo(found.data, least=LOOK), album.folder)
 
 def _double(label: str, address: str, twin: str) -> Outcome:
     other = '' if twin.startswith(f'{label}/') else ', under another label: see which is right'

@@ -62,6 +62,7 @@ def agrees(folder):
 
 def test_exactly_the_good_ones_twice(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "MAX_SECONDS", 1)
+    monkeypatch.setattr(fetch, "BACKOFF", .05)
     listed, good = pages.fill(server, per_label=150)
     listed_by(server, listed)
     kinds = len(pages.good_kinds()) + len(pages.bad_kinds(pages.scene(0))) + len(pages.failing_kinds(pages.scene(0)))

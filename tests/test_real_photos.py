@@ -44,7 +44,7 @@ def test_photos_straight_from_the_web(shared_photos):
 def test_other_labels_and_a_torchvision_network_work_as_well(shared_photos, tmp_path):
     home = dict(TORCH_HOME=str(shared_photos.parent/"weights"))
     for fn in (shared_photos/"flowers").glob("*/*"):
-        if int(sha256(fn), 16) % 2: continue  # half of them are enough, and twice as quick
+        if int(sha256(fn), 16) % 3: continue  # a third of them is enough, and three times as quick
         to = tmp_path/"flowers"/fn.parent.name/fn.name
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(fn, to)

@@ -1,0 +1,95 @@
+"""bearclf's gathering against fastai's, on one loopback server at equal concurrency: python benchmarks/gather.py PHOTOS [--latency 0.05] [--rounds 5]
+
+PHOTOS is a folder of photos (searched with its subfolders). Besides them the server has one bad address for every ten photos: no such
+page, a web page named .jpg, half a photo. The plain way is the course's: download_images, get_image_files, verify_images, unlink.
+Each run is a process of its own, imports are not counted, the two take turns. Prints medians, the ratio and the peak memory.
+"""
+import argparse
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+WORKERS = 8
+PLAIN = """
+from fastai.vision.all import *
+start = time.perf_counter()
+download_images(dest, urls=urls, n_workers=workers)
+failed = verify_images(get_image_files(dest))
+failed.map(Path.unlink)
+"""
+OURS = """
+from bearclf.gather import download_photos
+from bearclf.search import Photo
+import imagehash
+start = time.perf_counter()
+download_photos([Photo(u) for u in urls], dest, 'bear', workers=workers, per_host=workers, private=True)
+"""
+FRAME = """
+import json, resource, sys, time
+from pathlib import Path
+dest, urls, workers = Path({dest!r}), json.loads(Path({urls!r}).read_text()), {workers}
+dest.mkdir()
+{way}
+took = time.perf_counter() - start
+peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/1024
+print(json.dumps(dict(seconds=took, megabytes=peak, kept=sum(1 for p in dest.rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')))))
+"""
+
+
+def serve(folder, latency, ready):
+    "Photos by their place in the list, every eleventh address a bad one."
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    pages = {f"/{i}{fn.suffix.lower()}": fn.read_bytes() for i, fn in enumerate(files)}
+    half = next(iter(pages.values()))
+    bad = {f"/bad-{i}.jpg": (None, b"<!DOCTYPE html><html>moved</html>", half[:len(half)//2])[i % 3] for i in range(len(files)//10)}
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        def do_GET(self):
+            time.sleep(latency)
+            body = (pages | bad).get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+        def log_message(self, *args): pass
+    class Server(ThreadingHTTPServer): daemon_threads, request_queue_size = True, 64
+    server = Server(("127.0.0.1", 0), Answers)
+    names = sorted([*pages, *bad], key=lambda name: name[::-1])  # the bad ones spread among the others
+    ready.put([f"http://127.0.0.1:{server.server_port}{n}" for n in names])
+    server.serve_forever()
+
+
+def run(way, urls, folder):
+    with tempfile.TemporaryDirectory(dir=folder) as tmp:
+        code = FRAME.format(dest=f"{tmp}/photos", urls=str(urls), workers=WORKERS, way=way)
+        return json.loads(subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos")
+    parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    ready = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(args.photos, args.latency, ready), daemon=True)
+    server.start()
+    with tempfile.TemporaryDirectory() as folder:
+        urls = Path(folder)/"urls.json"
+        urls.write_text(json.dumps(ready.get()))
+        runs = {"fastai": [], "bearclf": []}
+        for _ in range(args.rounds):
+            for name, way in (("fastai", PLAIN), ("bearclf", OURS)): runs[name].append(run(way, urls, folder))
+    for name, done in runs.items():
+        print(f"{name:8} {statistics.median(r['seconds'] for r in done):6.2f} s   {statistics.median(r['megabytes'] for r in done):5.0f} MB peak   {done[-1]['kept']} photos kept   ({', '.join(format(r['seconds'], '.2f') for r in done)})")
+    print(f"ratio    {statistics.median(r['seconds'] for r in runs['fastai'])/statistics.median(r['seconds'] for r in runs['bearclf']):6.2f}")
+    server.terminate()
+
+
+if __name__ == "__main__": main()
