@@ -1,12 +1,18 @@
-"""bearclf's gathering against fastai's, on one loopback server at equal concurrency: python benchmarks/gather.py PHOTOS [--latency 0.05] [--rounds 5]
+"""bearclf's gathering against fastai's, on one loopback server at equal concurrency: python benchmarks/gather.py PHOTOS [--rtt 0.03] [--rounds 5]
 
 PHOTOS is a folder of photos (searched with its subfolders). Besides them the server has one bad address for every ten photos: no such
 page, a web page named .jpg, half a photo. The plain way is the course's: download_images, get_image_files, verify_images, unlink.
 Each run is a process of its own, imports are not counted, the two take turns. Prints medians, the ratio and the peak memory.
+
+Without --rtt the server is plain http and answers at once, as no server on the web does: what is measured is the work on this machine.
+With it the server speaks https (a certificate made by openssl) and is so many seconds away and back: two such trips for a new
+connection, TCP's and TLS's, and one for each answer.
 """
 import argparse
 import json
 import multiprocessing
+import os
+import ssl
 import statistics
 import subprocess
 import sys
@@ -42,7 +48,14 @@ print(json.dumps(dict(seconds=took, megabytes=peak, kept=sum(1 for p in dest.rgl
 """
 
 
-def serve(folder, latency, ready):
+def certificate(folder):
+    "A certificate for this machine, valid for a day: its file, and the key's."
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-keyout", f"{folder}/key.pem", "-out", f"{folder}/cert.pem", *names], check=True, capture_output=True)
+    return f"{folder}/cert.pem", f"{folder}/key.pem"
+
+
+def serve(folder, rtt, tls, ready):
     "Photos by their place in the list, every eleventh address a bad one."
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     pages = {f"/{i}{fn.suffix.lower()}": fn.read_bytes() for i, fn in enumerate(files)}
@@ -50,8 +63,12 @@ def serve(folder, latency, ready):
     bad = {f"/bad-{i}.jpg": (None, b"<!DOCTYPE html><html>moved</html>", half[:len(half)//2])[i % 3] for i in range(len(files)//10)}
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        def setup(self):
+            time.sleep(2*rtt)
+            if tls: self.request = tls_context.wrap_socket(self.request, server_side=True)
+            super().setup()
         def do_GET(self):
-            time.sleep(latency)
+            time.sleep(rtt)
             body = (pages | bad).get(self.path)
             self.send_response(404 if body is None else 200)
             self.send_header("Content-Length", str(len(body or b"")))
@@ -59,9 +76,12 @@ def serve(folder, latency, ready):
             self.wfile.write(body or b"")
         def log_message(self, *args): pass
     class Server(ThreadingHTTPServer): daemon_threads, request_queue_size = True, 64
+    if tls:
+        tls_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls_context.load_cert_chain(*tls)
     server = Server(("127.0.0.1", 0), Answers)
     names = sorted([*pages, *bad], key=lambda name: name[::-1])  # the bad ones spread among the others
-    ready.put([f"http://127.0.0.1:{server.server_port}{n}" for n in names])
+    ready.put([f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}{n}" for n in names])
     server.serve_forever()
 
 
@@ -74,13 +94,14 @@ def run(way, urls, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
-    parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
+    parser.add_argument("--rtt", type=float, default=0, help="seconds to the server and back; 0: plain http")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    ready = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(args.photos, args.latency, ready), daemon=True)
-    server.start()
     with tempfile.TemporaryDirectory() as folder:
+        ready, tls = multiprocessing.Queue(), certificate(folder) if args.rtt else None
+        if tls: os.environ["SSL_CERT_FILE"] = tls[0]
+        server = multiprocessing.Process(target=serve, args=(args.photos, args.rtt, tls, ready), daemon=True)
+        server.start()
         urls = Path(folder)/"urls.json"
         urls.write_text(json.dumps(ready.get()))
         runs = {"fastai": [], "bearclf": []}
