@@ -47,6 +47,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
+    package_dir={"": "."},  # an editable install then adds this folder to the path, and no folder named bearclf elsewhere is taken for the package
     packages=find_packages(include=["bearclf", "bearclf.*"]),
     package_data={"bearclf": ["models/*/*", "static/*", "share/**/*"]},
     include_package_data=True,

@@ -41,16 +41,27 @@ def _check_files(
         if sha256(folder/name) != digest:
             raise BearclfError(f"{folder/name} is not the file that was exported (its SHA-256 differs): copy the bundle again, or export it again.")
 
-SHAPE = dict(labels=list, image=dict, thresholds=dict, files=dict)  # what `bundle.json` must hold
+def _size(v) -> bool: return len(v) == 2 and all(type(o) is int and 0 < o <= 4096 for o in v)
+def _number(v) -> bool: return type(v) in (int, float)
+
+SHAPE = dict(  # what `bundle.json` must hold, and how to tell
+    labels=lambda v: isinstance(v, list) and all(isinstance(o, str) for o in v) and len(v) == len(set(v)) > 1,
+    image=lambda v: _size(v['size']) and _size(v['resize']['size']) and isinstance(v['resize']['method'], str),
+    thresholds=lambda v: _number(v['sure']) and (v.get('known') is None or _number(v['known'])),
+    files=lambda v: isinstance(v, dict))
+
+def _holds(spec: dict, key: str) -> bool:
+    "Whether `spec` has a usable `key`."
+    try: return SHAPE[key](spec[key])
+    except (KeyError, TypeError, AttributeError): return False
 
 def _check_spec(
     folder: Path,
     spec: dict,  # the parsed `bundle.json`
 ):
     "Raise `BearclfError` unless `spec` says all that a Classifier needs."
-    missing = [k for k, kind in SHAPE.items() if not isinstance(spec.get(k), kind)]
-    missing = missing or [k for k in ('size', 'resize') if k not in spec['image']] or [k for k in ('sure',) if k not in spec['thresholds']]
-    if missing: raise BearclfError(f"{folder/'bundle.json'} lacks {', '.join(missing)}: export the bundle again.")
+    missing = [key for key in SHAPE if not _holds(spec, key)]
+    if missing: raise BearclfError(f"{folder/'bundle.json'} lacks {', '.join(missing)}, or they are not as bearclf writes them: export the bundle again.")
 
 def load_bundle(
     folder: Union[str, os.PathLike, None] = None,  # see `bundle_folder`

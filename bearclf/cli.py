@@ -26,7 +26,7 @@ def _missing(e: ImportError) -> bool: return (e.name or '').split('.')[0] in ('f
 def _one_line(e: BaseException) -> str: # '' for what is no user's mistake
     "What to tell the user of an exception."
     if isinstance(e, BearclfError): return str(e)
-    if isinstance(e, ImportError) and _missing(e): return f"This needs the package {e.name.split('.')[0]}: install it with `pip install 'bearclf[course]'`."
+    if isinstance(e, ImportError) and _missing(e): return f"This needs the package {e.name.split('.')[0]}: install it with `pip install 'bearclf[course]'`, or in a checkout with `pip install -e '.[course]'`."
     if isinstance(e, OSError) and e.errno == errno.ENOSPC: return 'The disk is full: make room, then try again.'
     if isinstance(e, OSError) and e.filename: return f"{e.filename}: {e.strerror}. Choose another place, or change its permissions."
     return f"{e.format_message()} (see --help)" if hasattr(e, 'format_message') else ''  # Typer's own: a missing argument, an unknown option

@@ -63,15 +63,15 @@ def _name(src) -> str:
 
 def _why(
     head: bytes,  # the first bytes of a file that is no photo
-) -> str: # what it seems to be instead
+) -> str: # what is wrong with it
     "A guess at what a file is, from how it starts."
     start = head.lstrip()[:512].lower()
-    if not head: return 'it is empty'
-    if start.startswith((b'<!doctype', b'<html', b'<head', b'<script')): return 'it is a web page saved under a photo\'s name'
-    if start.startswith(b'version https://git-lfs'): return 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'
-    if start.startswith(b'<svg') or (start.startswith(b'<?xml') and b'<svg' in start): return 'it is an SVG drawing'
-    if head[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'): return 'it is a HEIC photo: export it as JPEG first'
-    return 'it is not a picture of a kind we can read (JPEG, PNG, WebP, GIF, BMP, TIFF)'
+    if not head: return 'is not a photo: it is empty'
+    if start.startswith((b'<!doctype', b'<html', b'<head', b'<script')): return 'is not a photo: it is a web page saved under a photo\'s name'
+    if start.startswith(b'version https://git-lfs'): return 'is not a photo: it is a Git LFS pointer, not the file itself: run `git lfs pull`'
+    if start.startswith(b'<svg') or (start.startswith(b'<?xml') and b'<svg' in start): return 'is not a photo: it is an SVG drawing'
+    if head[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'): return 'is a HEIC photo, which cannot be opened here: export it as JPEG first'
+    return 'is not a photo: it is not a picture of a kind we can read (JPEG, PNG, WebP, GIF, BMP, TIFF)'
 
 # %% ../nbs/00_core.ipynb #00-core-015
 def open_photo(
@@ -89,7 +89,7 @@ def open_photo(
             if least: im.draft('RGB', (least, least))
             im.load()
             return _flat(ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1) != 1 else im)
-    except UnidentifiedImageError as e: raise PhotoError(f"{name} is not a photo: {_why(data[:1024])}.") from e
+    except UnidentifiedImageError as e: raise PhotoError(f"{name} {_why(data[:1024])}.") from e
     except Image.DecompressionBombError as e: raise PhotoError(f"{name} claims more than {MAX_PIXELS//10**6} million pixels: make it smaller first.") from e
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, RuntimeError, struct.error) as e:
         raise PhotoError(f"{name} is damaged and cannot be read to its end: download or copy it again.") from e

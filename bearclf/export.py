@@ -18,6 +18,7 @@ from .classify import SCHEMA, Classifier, resize
 from .core import BearclfError, now, open_photo, photo_files, sha256, write_atomic
 from .data import fingerprint
 from .folder import labelled_photos
+from .verify import check_readable
 from .train import new_folder, put_folder, versions, wilson
 
 # %% ../nbs/07_export.ipynb #07-export-018
@@ -164,7 +165,8 @@ def _read_run(
         raise BearclfError(f"{run} is not a run folder (it needs run.json and export.pkl): make one with `bearclf train`.")
     try: record = json.loads((run/'run.json').read_text(encoding='utf-8'))
     except ValueError as e: raise BearclfError(f"{run/'run.json'} cannot be read ({e}): train again.") from None
-    if not isinstance(record, dict) or not {'photos', 'data', 'split'} <= set(record): raise BearclfError(f"{run/'run.json'} is not what `bearclf train` wrote: train again.")
+    whole = isinstance(record, dict) and {'photos', 'data', 'split'} <= set(record) and isinstance(record['split'], dict) and record['split'].get('valid')
+    if not whole: raise BearclfError(f"{run/'run.json'} is not what `bearclf train` wrote: train again.")
     return record
 
 def run_photos(
@@ -254,6 +256,12 @@ def measure_bundle(
                 recall={k: dict(right=sum(v), n=len(v), interval=list(wilson(sum(v), len(v)))) for k, v in recall.items()},
                 verdicts=dict(Counter(a.verdict for a, _ in answers)), confident=dict(n=len(sure), right=sum(sure)))
 
+def _check_strangers(folders: list):
+    "Raise `BearclfError` for a folder that cannot be measured on, before the work starts."
+    for folder in folders:
+        if not photo_files(folder): raise BearclfError(f"{folder} holds no photos to measure on: check the name.")
+        check_readable(folder)
+
 def measure_strangers(
     clf: Classifier,
     folder: Path,  # photos that show none of the labels
@@ -326,6 +334,7 @@ def export_bundle(
 ) -> Path: # the bundle folder
     "Write a bundle, checked against the learner; raises `BearclfError` if they disagree, and then writes nothing."
     if weights not in TOLERANCE: raise BearclfError(f"Weights can be stored as {' or '.join(TOLERANCE)}, not as \"{weights}\".")
+    _check_strangers(strangers)
     photos, image = photos or learner_photos(learn), image_words(learn)
     part = new_folder(out, force, BUNDLE_FILES)
     try:
@@ -352,6 +361,7 @@ def export_run(
 ) -> Path: # the bundle folder
     "Write a run's bundle."
     run = Path(run)
+    _check_strangers(kwargs.get('strangers', ()))
     record, pairs = _read_run(run), run_photos(run, photos)
     new_folder(out, kwargs.get('force', False), BUNDLE_FILES).rmdir()  # a taken name is told before the work starts
     with warnings.catch_warnings():

@@ -75,7 +75,7 @@ def test_changed_or_foreign_bundles_are_refused(tmp_path):
     cases = {"SHA-256": lambda f: (f/"model.onnx").write_bytes((f/"model.onnx").read_bytes()[:-9]), "schema 2": lambda f: edit(f, schema=2),
              "is missing": lambda f: (f/"model.onnx").unlink(), "cannot be read": lambda f: (f/"bundle.json").write_text("{"),
              "outside the bundle": lambda f: edit(f, files={"../../secret": "1", "model.onnx": "0"}), "lacks": lambda f: (f/"bundle.json").write_text('{"schema": 1}'),
-             "lacks files": lambda f: edit(f, files=["model.onnx"]), "2 labels": lambda f: edit(f, labels=["black", "teddy"]), "does not fit": lambda f: edit(f, image={"size": [224, 224], "resize": {"method": "crop"}}), "schema None": lambda f: (f/"bundle.json").write_text("[1]")}
+             "lacks files": lambda f: edit(f, files=["model.onnx"]), "2 labels": lambda f: edit(f, labels=["black", "teddy"]), "lacks image": lambda f: edit(f, image={"size": [224, 224], "resize": {"method": "crop"}}), "lacks thresholds": lambda f: edit(f, thresholds={"sure": "x"}), "lacks labels": lambda f: edit(f, labels=[1, 2, 3]), "schema None": lambda f: (f/"bundle.json").write_text("[1]")}
     for i, (said, change) in enumerate(cases.items()):
         status, _, err = damaged(f"b{i}", change)
         assert (status, one_line(err)) == (2, True) and said in err, (said, err)

@@ -50,6 +50,8 @@ def test_it_serves_the_page(base, tmp_path):
 
 
 def test_what_is_missing_is_said(base, tmp_path):
-    (tmp_path/"photos").mkdir()
+    for label in ("black", "teddy"):
+        (tmp_path/"photos"/label).mkdir(parents=True)
+        for i in range(2): draw_bear(label, np.random.default_rng(i)).save(tmp_path/"photos"/label/f"{i}.png")
     done = subprocess.run([base[1]/"bearclf", "train", tmp_path/"photos"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "pip install 'bearclf[course]'" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -25,6 +25,9 @@ async function packed(file, side) {
 // A folder dropped on the page, or a file gone since it was chosen, cannot be read: it goes empty, and the kernel says so.
 const bytes = async blob => blob.arrayBuffer().catch(() => new ArrayBuffer(0))
 
+const LOST = 'The page has lost touch with its model. Reload the page, then try again.'
+const PATIENCE = 60_000  // milliseconds without an answer
+
 const photos = n => n === 1 ? '1 photo' : `${n} photos`
 
 function render({ model, el }) {
@@ -34,11 +37,21 @@ function render({ model, el }) {
     <p class="hint">or drop them here, or paste one</p>
     <p class="status" role="status" aria-live="polite"></p>`
   const input = el.querySelector('input'), status = el.querySelector('.status')
-  let asked = 0, answered = 0, left = '', queue = Promise.resolve()
+  let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience
 
   function say(text, quietly = false) {  // quietly: read out, not shown
     status.textContent = text
     status.classList.toggle('quiet', quietly)
+  }
+
+  function lost() {
+    answered = asked
+    say(LOST)
+  }
+
+  function waiting() {
+    clearTimeout(patience)
+    if (answered < asked) patience = setTimeout(lost, PATIENCE)
   }
 
   async function send(file) {
@@ -53,12 +66,14 @@ function render({ model, el }) {
     asked += chosen.length
     if (files.length > limit) left = ` ${photos(files.length)} are too many at once: the last ${files.length - limit} are left out.`
     say(`Looking at ${photos(asked)} …${left}`)
-    for (const file of chosen) queue = queue.then(() => send(file))
+    for (const file of chosen) queue = queue.then(() => send(file)).catch(lost)
+    waiting()
   }
 
   model.on('msg:custom', message => {
     if (message.kind === 'cleared') return say('')
     answered += 1
+    waiting()
     if (answered < asked) say(`${answered} of ${photos(asked)} answered …${left}`)
     else if (asked > 1) say(`${photos(asked)} answered.${left}`)
     else say(message.words, true)  // its card is in view
