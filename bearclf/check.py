@@ -80,7 +80,7 @@ def _copies(looks: list, folder: Path) -> list: # `Finding`s
     best, twins, found = {}, Twins(), []
     for look in sorted((o for o in looks if o.phash), key=lambda o: (-o.pixels, o.file)):
         same = best.get(look.sha)
-        near = None if same or not twins.near(look.phash) else twins.find(look.phash, open_photo(folder/look.file, least=LOOK), folder)
+        near = None if same else twins.find(look.phash, folder/look.file, folder)
         if same or near: found.append(Finding('same' if same else 'near', look.file, _whose(look.file, same or near), same or near))
         else: best[look.sha] = look.file; twins.add(look.phash, look.file)
     return found

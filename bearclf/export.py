@@ -361,7 +361,6 @@ def export_run(
 ) -> Path: # the bundle folder
     "Write a run's bundle."
     run = Path(run)
-    _check_strangers(kwargs.get('strangers', ()))
     record, pairs = _read_run(run), run_photos(run, photos)
     new_folder(out, kwargs.get('force', False), BUNDLE_FILES).rmdir()  # a taken name is told before the work starts
     with warnings.catch_warnings():

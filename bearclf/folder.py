@@ -101,7 +101,7 @@ def keep_photo(
     try:
         _part(to).write_bytes(data)
         append_jsonl(Path(folder)/'photos.jsonl', {k: row.get(k) for k in MANIFEST})
-    except BaseException: _part(to).unlink(missing_ok=True); raise
+    except OSError: _part(to).unlink(missing_ok=True); raise  # whatever else ends it, `recover` knows what to do
     os.replace(_part(to), to)
 
 def recover(
@@ -110,7 +110,7 @@ def recover(
     "Finish what a killed `keep_photo` began."
     folder = Path(folder)
     listed = {row.get('file') for row in read_manifest(folder)}
-    named, parts = 0, [p for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.') for p in d.glob('.*.part')] if folder.is_dir() else []
+    named, parts = 0, [p for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.') for p in d.glob('.*.jpg.part')] if folder.is_dir() else []
     for p in parts:
         to = p.with_name(p.name[1:-len('.part')])
         if to.relative_to(folder).as_posix() in listed and not to.exists(): os.replace(p, to); named += 1

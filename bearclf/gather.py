@@ -146,8 +146,7 @@ def _come(photo: Photo, way: _Way) -> tuple: # `Verified`, what was sent
 def _twin(album: _Album, found: Verified) -> Optional[str]: # a file
     "The photo in the folder that is the same, or looks it."
     exact = album.files.get(found.sha256) or album.files.get(found.sent)
-    if exact or not album.twins.near(found.phash): return exact
-    return album.twins.find(found.phash, open_photo(found.data, least=LOOK), album.folder)
+    return exact or album.twins.find(found.phash, found.data, album.folder)
 
 def _double(label: str, address: str, twin: str) -> Outcome:
     other = '' if twin.startswith(f'{label}/') else ', under another label: see which is right'

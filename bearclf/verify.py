@@ -15,7 +15,7 @@ import os
 from typing import Optional, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_files, sha256
 
@@ -105,11 +105,13 @@ class Twins:
 
     def find(self,
         hash: str,
-        im: Image.Image,
+        data: Union[str, os.PathLike, bytes],  # the photo, opened only if a hash is near
         folder: Union[str, os.PathLike],  # where the files are
     ) -> Optional[str]: # a file
         "The file that shows the same photo; one that is there no longer is known by its hash alone."
-        return next((file for bits, file in self.near(hash) if _alike(im, Path(folder)/file)), None)
+        near = self.near(hash)
+        im = open_photo(data, least=LOOK) if near else None
+        return next((file for _, file in near if _alike(im, Path(folder)/file)), None)
 
 def _alike(im: Image.Image, file: Path) -> bool:
     try: return not file.is_file() or likeness(im, open_photo(file, least=LOOK)) >= ALIKE
