@@ -6,7 +6,7 @@
 __all__ = ['STATIC', 'VERDICTS', 'SORRY', 'uploaded', 'Upload', 'answer_card', 'look', 'page', 'run_page']
 
 # %% ../nbs/09_app.ipynb #09-app-002
-import errno, os, signal, socket
+import asyncio, errno, os, signal, socket
 from base64 import b64encode
 from html import escape
 from importlib.resources import files as package_files
@@ -108,9 +108,7 @@ def _read(
 ) -> Image.Image:
     "`open_photo` under the name the visitor gave; raises `PhotoError`."
     if too_big: raise PhotoError(f"{name} is not a photo that your browser can open, and too big to send as it is: save it as JPEG first.")
-    file = BytesIO(data)
-    file.name = name
-    return open_photo(file)
+    return open_photo(data, name=name)
 
 SORRY = 'This photo could not be answered, and that is our fault, not yours. Other photos may work.'
 
@@ -235,6 +233,7 @@ def _own_kernel() -> type:
         def get_kernel_spec(self, name):
             spec = super().get_kernel_spec(name)
             spec.interrupt_mode = 'message'  # a signal would end a starting kernel with a traceback in the terminal
+            spec.argv = [*spec.argv, '--log-level=50']  # what a kernel complains of while it is being ended; the page prints its own errors
             return spec
 
     return OwnKernel
@@ -253,6 +252,20 @@ def _running(port: int):
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
     print(f'bearclf page: http://localhost:{port}', flush=True)
 
+def _server() -> type:
+    "Voilà, which lets a kernel that is just starting come up before it ends it: one cut off on its way would fall over in the terminal."
+    from voila.app import Voila
+
+    class Server(Voila):
+        def stop(self):
+            starting = [task for pool in getattr(self.kernel_manager, '_pools', {}).values() for task in pool if not task.done()]
+            finish = self.ioloop.asyncio_loop.run_until_complete  # on the loop that began them
+            if starting: finish(asyncio.wait(starting, timeout=10))
+            finish(self.kernel_manager.shutdown_all())
+            super().stop()
+
+    return Server
+
 def run_page(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: `$BEARCLF_BUNDLE`, or the bears that come with bearclf
     port: int = 8866,
@@ -264,8 +277,7 @@ def run_page(
     _check_port(port, ip)
     _set_environment(bundle)
     from tornado.ioloop import IOLoop
-    from voila.app import Voila
     notebook = _page_notebook()
     server = dict(port=port, ip=ip, port_retries=0, open_browser=open_browser, config_file_paths=[str(notebook.parent)], log_level='ERROR')
     IOLoop.current().add_callback(_running, port)
-    Voila.launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=_own_kernel())))
+    _server().launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=_own_kernel())))

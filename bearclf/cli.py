@@ -14,7 +14,7 @@ from typing import List, Optional
 
 import typer
 
-from .core import BearclfError, photo_files
+from .core import BearclfError, photo_files, printable
 
 # %% ../nbs/13_cli.ipynb #13-cli-006
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -37,13 +37,15 @@ def main(
     "Run the command line."
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')  # a file name need not be UTF-8
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)  # for developers of libraries, not for users
-    try: return sys.exit(app(args, prog_name='bearclf', standalone_mode=False) or 0)
+    try:
+        status = app(args, prog_name='bearclf', standalone_mode=False) or 0
+        said = 'stopped' if status == 130 else ''  # newer Typers turn Ctrl-C into this status
     except (KeyboardInterrupt, typer.Abort): status, said = 130, 'stopped'
     except BrokenPipeError: _hush(); status, said = 1, ''
     except Exception as e:
         status, said = 2, _one_line(e)
         if not said: raise
-    if said: print(f"bearclf: {' '.join(said.split())}", file=sys.stderr)
+    if said: print(f"bearclf: {printable(' '.join(said.split()))}", file=sys.stderr)
     return sys.exit(status)
 
 def _hush():
@@ -52,19 +54,20 @@ def _hush():
 
 # %% ../nbs/13_cli.ipynb #13-cli-012
 @contextmanager
-def _progress(
-    what: str,         # a word before the bar
-    total: int = None,
-    hidden: bool = False,  # True: no bar
-): # yields a function that takes one step: `step(n=1, what=None)`
-    "A progress bar on stderr, when a person is watching."
+def _bars(
+    hidden: bool = False,  # True: none
+): # yields `show(name, done, total, said='')`
+    "Progress bars on stderr, one for each name, when a person is watching."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn('{task.description}', markup=False), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.fields[said]}', markup=False)
     hidden = hidden or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda **kw: bar.update(task, **kw) if kw else bar.advance(task)
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False) as bars:
+        tasks = {}
+        def show(name, done, total, said=''):
+            if name not in tasks: tasks[name] = bars.add_task(name, said='')
+            bars.update(tasks[name], completed=done, total=total, said=said)
+        yield show
 
 # %% ../nbs/13_cli.ipynb #13-cli-014
 @app.command()
@@ -72,12 +75,12 @@ def gather(
     queries: List[str] = typer.Argument(None, metavar='LABEL=QUERY...', help='A label and what to search for, such as grizzly="grizzly bear"; a path for the sources urls, folder and zip.'),
     out: Path = typer.Option('photos', help='The photos folder; photos already there are kept.'),
     per_label: int = typer.Option(150, help='How many photos each label shall have.'),
-    source: List[str] = typer.Option(['openverse', 'commons'], help='Where to search; may be given several times: openverse, commons, inaturalist, bing, ddg, serpapi, urls, folder, zip.'),
+    source: List[str] = typer.Option(['openverse', 'commons'], help='Where to search; may be given several times, or with commas: openverse, commons, inaturalist, bing, ddg, serpapi, urls, folder, zip.'),
     license: List[str] = typer.Option([], help='Only photos under this licence (cc0, pdm, by, by-sa, by-nc, by-nd, by-nc-sa, by-nc-nd); may be given several times.'),
     replay: Optional[Path] = typer.Option(None, help='Rebuild the set that this photos.jsonl lists; takes no LABEL=QUERY.'),
-    min_side: int = typer.Option(64, min=1, help='Pixels; smaller photos are dropped.'),
+    min_side: Optional[int] = typer.Option(None, min=1, help='Pixels; smaller photos are dropped. Default: 64, and 1 with --replay.'),
     keep_originals: bool = typer.Option(False, '--keep-originals', help='Keep what was sent in the hidden folder .originals, where it had to be converted.'),
-    fresh: bool = typer.Option(False, '--fresh', help="Search again, also where today's answer is known."),
+    fresh: bool = typer.Option(False, '--fresh', help="Search again, also where today's answer is known, and try addresses again that gave none."),
     workers: int = typer.Option(8, min=1, help='Downloads side by side.'),
     per_host: int = typer.Option(4, min=1, help='And at one host.'),
     allow_private: bool = typer.Option(False, '--allow-private', help='Also fetch from this computer and local networks: for tests, and photos on your own machines.'),
@@ -88,14 +91,17 @@ def gather(
     """
     from bearclf.gather import gather, replay as rebuild
     wrong = [q for q in queries or [] if '=' not in q or not all(q.split('=', 1))]
-    if wrong: raise BearclfError(f'"{wrong[0]}" is not LABEL=QUERY: write for example grizzly="grizzly bear".')
+    if wrong: raise BearclfError(f'"{wrong[0]}" is not LABEL=QUERY: write for example grizzly="grizzly bear", with quotes around words with spaces.')
     if bool(queries) == bool(replay): raise BearclfError('Give either labels with what to search for, such as grizzly="grizzly bear", or --replay with a photos.jsonl (see --help).')
     if len({q.split('=', 1)[0] for q in queries or []}) < len(queries or []): raise BearclfError('A label is given twice: give each label once.')
-    with _progress('searching') as step:
-        how = dict(workers=workers, per_host=per_host, private=allow_private, progress=lambda label, kept, wanted: step(description=label, completed=kept, total=wanted))
-        if replay: report = rebuild(replay, out, **how)
-        else: report = gather(dict(q.split('=', 1) for q in queries), out, per_label, tuple(source), license, min_side=min_side, originals=keep_originals, fresh=fresh, **how)
+    with _bars() as show:
+        how = dict(workers=workers, per_host=per_host, private=allow_private, progress=show)
+        if replay: report = rebuild(replay, out, min_side=min_side or 1, **how)
+        else: report = gather(dict(q.split('=', 1) for q in queries), out, per_label, tuple(o for s in source for o in s.split(',') if o), license, min_side=min_side or 64, originals=keep_originals, fresh=fresh, **how)
     print(report)
+    there = photo_files(out)
+    print(f'{len(there)} photos in {out}. Next: bearclf check {out}' if there else f'No photo came into {out}.')
+    if not there: raise typer.Exit(1)
 
 @app.command()
 def practice(
@@ -109,7 +115,8 @@ def practice(
     """
     from bearclf.practice import practice_set, read_faults
     folder = practice_set(out, per_label, seed)
-    print(f"{len(photo_files(folder))} files in {folder}, {len(read_faults(folder))} of them with a known fault (listed in {folder/'faults.jsonl'}).")
+    faulty = sum((folder/o['file']).is_file() for o in read_faults(folder))
+    print(f"{len(photo_files(folder))} files in {folder}, {faulty} of them with a known fault (listed in {folder/'faults.jsonl'}).")
 
 # %% ../nbs/13_cli.ipynb #13-cli-016
 @app.command()
@@ -122,13 +129,17 @@ def check(
 
     Example: bearclf check photos --html check.html
     """
-    from bearclf.check import check_photos, fix_photos, report_page, summary
-    with _progress('checking') as step: found = check_photos(photos, lambda done, n: step(completed=done, total=n))
-    for f in found: print(f'{f.kind}: {f.file}: {f.why}')
+    from bearclf.check import check_photos, fix_photos, fixable, report_page, summary
+    if photos.is_file(): raise BearclfError(f'{photos} is a file: name a photos folder.')
+    if page and not page.is_dir() and page.suffix.lower() not in ('.html', '.htm'): raise BearclfError(f'{page} is no name for a page: let it end in .html.')
+    if page and page.is_dir(): raise BearclfError(f'{page} is a folder: name a file for the page, such as {page/"check.html"}.')
+    with _bars() as show: found = check_photos(photos, lambda done, n: show('checking', done, n))
+    for f in found: print(printable(f'{f.kind}: {f.file}: {f.why}'))
     print(('\n' if found else '') + summary(found))
     if page: print(f'Written to {report_page(found, photos, page)}.')
-    if fix: print(f"{len(fix_photos(found, photos))} moved to {photos/'.quarantine'}.")
-    elif any(f.kind == 'broken' for f in found): raise typer.Exit(1)
+    if fix: print(f"{len(fix_photos(found, photos))} moved to {photos/'.quarantine'}; to take one back, move it to where cleaning.jsonl says it was.")
+    elif n := len(fixable(found)): print(f"{n} of them would be set aside by --fix." + ('' if page else ' To see them first: --html check.html'))
+    if not fix and any(f.kind == 'broken' for f in found): raise typer.Exit(1)
 
 # %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()
@@ -204,11 +215,11 @@ def predict(
     """
     from bearclf.classify import Classifier, predict_files
     clf, files, failed = Classifier(bundle), _files(photos), 0
-    with _progress('predicting', len(files), hidden=sys.stdout.isatty()) as step:  # on a screen the answers themselves show how far it is
-        for row in predict_files(clf, files):
+    with _bars(hidden=sys.stdout.isatty()) as show:  # on a screen the answers themselves show how far it is
+        for done, row in enumerate(predict_files(clf, files), 1):
             print(json.dumps(row, ensure_ascii=False) if as_json else _say(row), flush=True)
             failed += 'error' in row
-            step()
+            show('predicting', done, len(files))
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/13_cli.ipynb #13-cli-032

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'BearclfError', 'PhotoError', 'open_photo', 'photo_files', 'sha256',
-           'write_atomic', 'now']
+           'write_atomic', 'printable', 'now']
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import hashlib, json, os, struct, warnings
@@ -71,24 +71,27 @@ def _why(
     if start.startswith(b'version https://git-lfs'): return 'is not a photo: it is a Git LFS pointer, not the file itself: run `git lfs pull`'
     if start.startswith(b'<svg') or (start.startswith(b'<?xml') and b'<svg' in start): return 'is not a photo: it is an SVG drawing'
     if head[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'): return 'is a HEIC photo, which cannot be opened here: export it as JPEG first'
-    return 'is not a photo: it is not a picture of a kind we can read (JPEG, PNG, WebP, GIF, BMP, TIFF)'
+    return 'is not a photo of a kind that can be read here (JPEG, PNG, WebP, GIF, BMP, TIFF)'
 
 # %% ../nbs/00_core.ipynb #00-core-015
 def open_photo(
     src: Union[str, os.PathLike, bytes, 'BytesIO'],  # path, the bytes of a file, or an open binary file
     least: Optional[int] = None,  # pixels; a JPEG may come out smaller, which is quicker, but no side below this (it is still read to its end)
-) -> Image.Image: # RGB, `height × width × 3` as 8-bit, turned upright
+    grey: bool = False,           # True: without its colours, which is quicker too
+    name: Optional[str] = None,   # for messages, where `src` has none
+) -> Image.Image: # 8-bit RGB, `height × width × 3`, or grey, `height × width`; turned upright
     "Open a photo the one way all of bearclf does; raises `PhotoError` if it is none."
-    name = _name(src)
+    name = name or _name(src)
     try:
         data = bytes(src) if isinstance(src, (bytes, bytearray, memoryview)) else src.read() if hasattr(src, 'read') else Path(src).read_bytes()
     except OSError as e: raise PhotoError(f"{name} cannot be read: {e.strerror or e}.") from e
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as im:
             if im.width * im.height > MAX_PIXELS: raise Image.DecompressionBombError
-            if least: im.draft('RGB', (least, least))
+            if least: im.draft('L' if grey else 'RGB', (least, least))
             im.load()
-            return _flat(ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1) != 1 else im)
+            im = ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1) != 1 else im
+            return im if grey and im.mode == 'L' else _flat(im).convert('L') if grey else _flat(im)
     except UnidentifiedImageError as e: raise PhotoError(f"{name} {_why(data[:1024])}.") from e
     except Image.DecompressionBombError as e: raise PhotoError(f"{name} claims more than {MAX_PIXELS//10**6} million pixels: make it smaller first.") from e
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError, RuntimeError, struct.error) as e:
@@ -113,6 +116,11 @@ def sha256(
     return hashlib.sha256(src if isinstance(src, bytes) else Path(src).read_bytes()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #00-core-032
+def _bytes(text: str) -> bytes:
+    "As UTF-8; a file name need not be, and what a stranger wrote need not be text at all."
+    try: return text.encode('utf-8', 'surrogateescape')
+    except UnicodeEncodeError: return text.encode('utf-8', 'backslashreplace')
+
 def write_atomic(
     path: Union[str, os.PathLike],  # where the file shall be; its folder is made
     data: Union[bytes, str, dict],  # bytes, text, or what becomes indented JSON
@@ -120,7 +128,7 @@ def write_atomic(
     "Write `data` to `path` in one step."
     path = Path(path)
     if isinstance(data, (dict, list)): data = json.dumps(data, indent=1, ensure_ascii=False) + '\n'
-    if isinstance(data, str): data = data.encode('utf-8', 'surrogateescape')  # a file name need not be UTF-8
+    if isinstance(data, str): data = _bytes(data)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
@@ -130,6 +138,10 @@ def write_atomic(
     return path
 
 # %% ../nbs/00_core.ipynb #00-core-041
+def printable(text: str) -> str: # on one line
+    "Text that a stranger or a file name had a part in, so that it cannot move a terminal's cursor."
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text)
+
 def now() -> str: # as in 2026-11-22T14:20:09+00:00
     "The time as ISO 8601, in UTC."
     return datetime.now(timezone.utc).isoformat(timespec='seconds')

@@ -17,7 +17,7 @@ import web as pages
 from bearclf import fetch
 from bearclf.check import check_photos
 from bearclf.core import open_photo, photo_files
-from bearclf.folder import read_manifest
+from bearclf.folder import read_manifest, set_aside
 from bearclf.gather import download_photos, gather
 from bearclf.search import Photo
 from bearclf.verify import likeness
@@ -150,7 +150,7 @@ def test_two_at_once_and_other_mistakes(server, tmp_path):
     assert (status, one_line(err)) == (2, True) and "Another bearclf" in err
     (tmp_path/"file").write_text("")
     cases = {"choose from": ["grizzly=x", "--source", "flickr"], "is not LABEL=QUERY": ["grizzly"], "cannot be a label": ["../up=x"], "given twice": ["a=x", "a=y"], "no licence": ["a=x", "--license", "mine"],
-             "either labels": [], "lists no photos": ["--replay", tmp_path/"none.jsonl"], "cannot be written": ["a=x", "--out", tmp_path/"file"], "has no photo for": ["a=nobody knows it"], "not on the public internet": ["a=grizzly bear"]}
+             "either labels": [], "There is no file": ["--replay", tmp_path/"none.jsonl"], "is a file: name a folder": ["a=x", "--out", tmp_path/"file"], "has no photo for": ["a=nobody knows it"], "not on the public internet": ["a=grizzly bear"]}
     for said, args in cases.items():
         private = [] if said.startswith("not on") else ["--allow-private"]
         status, _, err = bearclf("gather", *(args if "--out" in args else [*args, "--out", tmp_path/"new"]), *private)
@@ -166,6 +166,20 @@ def test_replay_and_originals(server, tmp_path):
     status, out, err = bearclf("gather", "--replay", tmp_path/"a"/"photos.jsonl", "--out", tmp_path/"b", "--allow-private")
     assert (status, err) == (0, "")
     assert sorted(map(str, snapshot(tmp_path/"a")[0])) == sorted(map(str, snapshot(tmp_path/"b")[0])) and snapshot(tmp_path/"a")[1] == snapshot(tmp_path/"b")[1]
+
+
+def test_a_forgotten_flag_and_a_photo_set_aside(server, tmp_path):
+    listed, _ = pages.fill(server, per_label=34, bad=False, failing=False)
+    (tmp_path/"list.txt").write_text("\n".join(listed["grizzly"][:6]))
+    gather_list = ["gather", f"bear={tmp_path/'list.txt'}", "--source", "urls", "--out", tmp_path/"a"]
+    status, out, _ = bearclf(*gather_list)
+    assert status == 1 and "--allow-private" in out and "No photo came" in out
+    assert bearclf(*gather_list, "--allow-private")[0] == 0  # nothing was noted against the addresses
+    first, *others = photo_files(tmp_path/"a")
+    assert len(others) >= 3
+    set_aside([first], tmp_path/"a")
+    assert bearclf("gather", "--replay", tmp_path/"a", "--out", tmp_path/"b", "--allow-private")[0] == 0
+    assert [p.name for p in photo_files(tmp_path/"b")] == [p.name for p in others]
 
 
 NATURAL = [{"grizzly/00000006.jpg", "grizzly/00000057.jpg"}, {"grizzly/00000052.jpg", "grizzly/00000127.jpg"}]  # the same photo in other colours, seen by eye
