@@ -253,11 +253,12 @@ def _running(port: int):
     print(f'bearclf page: http://localhost:{port}', flush=True)
 
 def _server() -> type:
-    "Voilà, which lets a kernel that is just starting come up before it ends it: one cut off on its way would fall over in the terminal."
+    "Voilà, ending without noise: a kernel that is just starting comes up before it is ended, and a page that was being made for a visitor is not reported as an error."
     from voila.app import Voila
 
     class Server(Voila):
         def stop(self):
+            self.log.setLevel('CRITICAL')
             starting = [task for pool in getattr(self.kernel_manager, '_pools', {}).values() for task in pool if not task.done()]
             finish = self.ioloop.asyncio_loop.run_until_complete  # on the loop that began them
             if starting: finish(asyncio.wait(starting, timeout=10))
