@@ -6,7 +6,7 @@
 __all__ = ['ENDS', 'DEFAULT', 'DAY', 'Outcome', 'Report', 'Bars', 'download_photos', 'gather', 'replay']
 
 # %% ../nbs/01_gather.ipynb #01-gather-002
-import json, math, os, re, sys
+import json, math, os, re, sys, threading
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -123,9 +123,19 @@ class _Job:
     @property
     def done(self) -> bool: return bool(self.sent) and self.step.done()
 
-class _Pools(NamedTuple):
-    net: ThreadPoolExecutor  # waits for servers: a thread for each download
-    cpu: ThreadPoolExecutor  # opens photos: a thread for each core
+def _after_others():
+    "Let this thread wait while another of ours wants the processor; only Linux knows a priority for a single thread."
+    if sys.platform == 'linux': os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+class _Pools:
+    "Threads to work in."
+    def __init__(self, workers: int):
+        self.net = ThreadPoolExecutor(workers)  # wait for servers: one for each download
+        self.cpu = ThreadPoolExecutor(os.cpu_count(), initializer=_after_others)  # open photos: one for each core
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        for pool in (self.net, self.cpu): pool.shutdown(wait=False, cancel_futures=True)
 
 def _startable(window: deque, workers: int, per_host: int, room: int) -> Optional[_Job]:
     "The first job of `window` that may start now, or None."
@@ -151,7 +161,7 @@ def _in_order(
         if not window or wanted() < 1: break
         while job := _startable(window, workers, per_host, wanted() + 2): job.sent = pools.net.submit(both, job.photo)
         if not window[0].done: wait([job.step for job in window if job.flying or (job is window[0] and job.sent)], return_when=FIRST_COMPLETED)
-        while window and window[0].done and wanted() >= 1: job = window.popleft(); yield job.photo, job.step
+        if window[0].done: job = window.popleft(); yield job.photo, job.step
     for job in window: job.sent and job.step.cancel()
 
 # %% ../nbs/01_gather.ipynb #01-gather-031
@@ -258,13 +268,11 @@ def _at_work(folder: Path, way_of: Callable, private: bool, workers: int, progre
     if folder.is_file(): raise BearclfError(f'{folder} is a file: name a folder for the photos.')
     bars = Bars()
     try:
-        with locked(folder), Fetcher(private, most=2*workers) as fetch:
+        with locked(folder), Fetcher(private, most=2*workers) as fetch, _Pools(workers) as pools:
             recover(folder)
-            pools = _Pools(ThreadPoolExecutor(workers), ThreadPoolExecutor(os.cpu_count()))
             try: yield way_of(fetch), pools, _read_album(folder), progress or bars
             finally:
                 if bars.area: bars.draw()
-                for pool in pools: pool.shutdown(wait=False, cancel_futures=True)
     except OSError as e: raise BearclfError(f"{e.filename or folder} cannot be written: {e.strerror or e}. Make room or choose another place; run again, and it goes on where it stopped.") from e
 
 # %% ../nbs/01_gather.ipynb #01-gather-bars-2

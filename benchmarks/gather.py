@@ -1,4 +1,4 @@
-"""bearclf's gathering against fastai's, on one loopback server at equal concurrency: python benchmarks/gather.py PHOTOS [--rtt 0 0.03] [--rounds 5]
+"""bearclf's gathering against fastai's, on one loopback server at equal concurrency: python benchmarks/gather.py PHOTOS [--rtt 0 0.03 0.1] [--rounds 5]
 
 PHOTOS is a folder of photos (searched with its subfolders). Besides them the server has one bad address for every ten photos: no such
 page, a web page named .jpg, half a photo. The plain way is the course's: download_images, get_image_files, verify_images, unlink.
@@ -6,7 +6,7 @@ Each run is a process of its own, imports are not counted, the two take turns. P
 
 At --rtt 0 the server is plain http and answers at once, as no server on the web does: what is measured is the work on this machine.
 Else it speaks https (a certificate made by openssl) and is so many seconds away and back: two such trips for a new connection, TCP's
-and TLS's, and one for each answer. The default is both, the second at 30 ms, which is about as far as a server on the same continent.
+and TLS's, and one for each answer. 30 ms is about as far as a server on the same continent, 100 ms as one on another.
 """
 import argparse
 import json
@@ -32,7 +32,9 @@ failed.map(Path.unlink)
 OURS = """
 from bearclf.gather import download_photos
 from bearclf.search import Photo
-import imagehash
+import imagehash, scipy.fftpack
+from PIL import Image
+Image.init()
 start = time.perf_counter()
 download_photos([Photo(u) for u in urls], dest, 'bear', workers=workers, per_host=workers, private=True)
 """
@@ -114,7 +116,7 @@ def compare(photos, rtt, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
-    parser.add_argument("--rtt", type=float, nargs="+", default=[0, .03], help="seconds to the server and back; 0: plain http")
+    parser.add_argument("--rtt", type=float, nargs="+", default=[0, .03, .1], help="seconds to the server and back; 0: plain http")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     for rtt in args.rtt: compare(args.photos, rtt, args.rounds)
