@@ -18,8 +18,8 @@ from typing import Callable, NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_files, sha256, write_atomic
-from .folder import read_manifest, set_aside
+from .core import FORMATS, MAX_FILE, BearclfError, PhotoError, open_photo, photo_files, sha256, write_atomic
+from .folder import attribution, read_manifest, set_aside
 from .verify import MIN_SIDE, Twins, phash
 
 # %% ../nbs/01a_check.ipynb #01a-check-010
@@ -38,7 +38,7 @@ def brightness_and_edges(
 
 # %% ../nbs/01a_check.ipynb #01a-check-015
 KINDS = {'broken': 'cannot be opened', 'same': 'the very same file twice; the one named second stays', 'near': 'the same photo, saved differently; the one named second stays', 'tiny': 'too small to learn from', 'dark': 'too dark to see anything',
-         'blurred': 'nothing in it is sharp', 'name': 'another kind of file than its name says', 'balance': 'a label with far fewer photos than another', 'licence': 'have no known licence: such photos are to learn from, not to show'}
+         'blurred': 'nothing in it is sharp', 'loose': 'no label would be learned for it: put it into a folder named after its label', 'name': 'another kind of file than its name says', 'balance': 'a label with far fewer photos than another', 'licence': 'have no known licence: such photos are to learn from, not to show'}
 FIXED = ('broken', 'same', 'near', 'tiny')  # what `--fix` sets aside
 
 class Finding(NamedTuple):
@@ -62,10 +62,10 @@ SUFFIXES = dict(JPEG='.jpg .jpeg .jpe .jfif', MPO='.jpg .jpeg', PNG='.png', WEBP
 def _look(path: Path, folder: Path) -> _Look:
     "Open a photo once, and say all that can be said of it alone."
     file = path.relative_to(folder).as_posix()
-    try: data = path.read_bytes()
+    try: data = path.read_bytes() if path.stat().st_size <= MAX_FILE else b''
     except OSError as e: return _Look(file, '', found=[Finding('broken', file, f'{path.name} cannot be read: {e.strerror or e}.')])
     look = _Look(file, sha256(data))
-    try: im = open_photo(data, least=VIEW, grey=True, name=path.name)
+    try: im = open_photo(data or path, least=VIEW, grey=True, name=path.name)
     except PhotoError as e: look.found.append(Finding('broken', file, str(e))); return look
     with Image.open(BytesIO(data), formats=FORMATS) as raw: kind, size = raw.format, raw.size
     bright, edges = brightness_and_edges(im)
@@ -88,15 +88,15 @@ def _copies(looks: list, folder: Path) -> list: # `Finding`s
     return found
 
 def _label(file: str) -> str: return file.split('/')[0] if '/' in file else ''
-def _whose(file: str, twin: str) -> str: return f'like {twin}' + ('' if _label(file) == _label(twin) else ', under another label: one of them is wrong')
+def _whose(file: str, twin: str) -> str: return f'like {twin}' + (', under another label: one of them is wrong' if len({_label(file), _label(twin)} - {''}) > 1 else '')
 
 def _labels(folder: Path, files: list) -> list: # `Finding`s
     "What there is to say of labels as a whole."
-    counts = Counter(map(_label, files))
+    counts = Counter(filter(None, map(_label, files)))
     rows = {r['file']: r for r in read_manifest(folder)}
-    most, found = max(counts.values()), []
+    most, found = max(counts.values(), default=0), [Finding('loose', f, 'it lies in no label folder') for f in files if not _label(f)]
     found += [Finding('balance', label, f'{n} photos, where another label has {most}') for label, n in sorted(counts.items()) if n < most/3]
-    gaps = Counter(_label(f) for f in files if rows and not rows.get(f, {}).get('license'))
+    gaps = Counter(_label(f) for f in files if rows and _label(f) and not rows.get(f, {}).get('license'))
     return found + [Finding('licence', label, f'{n} of {counts[label]} photos') for label, n in sorted(gaps.items())]
 
 def check_photos(
@@ -174,4 +174,6 @@ def fix_photos(
 ) -> list: # where the files lie now
     "Set aside what is broken, tiny, or there twice under one label."
     chosen = [(Path(folder)/file, why) for file, why in fixable(found).items()]
-    return set_aside(sorted(chosen, key=lambda o: not o[0].is_symlink()), folder)  # links before what they lead to
+    moved = set_aside(sorted(chosen, key=lambda o: not o[0].is_symlink()), folder)  # links before what they lead to
+    if (Path(folder)/'ATTRIBUTION.md').is_file(): attribution(folder)
+    return moved

@@ -94,6 +94,7 @@ def gather(
     if wrong: raise BearclfError(f'"{wrong[0]}" is not LABEL=QUERY: write for example grizzly="grizzly bear", with quotes around words with spaces.')
     if bool(queries) == bool(replay): raise BearclfError('Give either labels with what to search for, such as grizzly="grizzly bear", or --replay with a photos.jsonl (see --help).')
     if len({q.split('=', 1)[0] for q in queries or []}) < len(queries or []): raise BearclfError('A label is given twice: give each label once.')
+    if replay and (fresh or license or keep_originals or source != ['openverse', 'commons']): raise BearclfError('--replay fetches what the photos.jsonl lists: leave --source, --license, --fresh and --keep-originals out.')
     with _bars() as show:
         how = dict(workers=workers, per_host=per_host, private=allow_private, progress=show)
         if replay: report = rebuild(replay, out, min_side=min_side or 1, **how)

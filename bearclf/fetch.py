@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from time import monotonic, time
 from typing import Iterator, Optional
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
@@ -39,6 +39,7 @@ def is_public(
     ip = ipaddress.ip_address(ip.split('%')[0])
     inside = (ip.ipv4_mapped or ip.sixtofour or (ip.teredo or [None])[-1]) if ip.version == 6 else None
     if ip.version == 6 and ip in ipaddress.ip_network('64:ff9b::/96'): inside = ipaddress.ip_address(int(ip) & 0xffffffff)
+    if ip.version == 6 and ip.is_site_local: return False
     return is_public(str(inside)) if inside else ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 def _addresses(host: str, port: int, private: bool) -> list: # numeric
@@ -82,24 +83,39 @@ class _Body(httpx.SyncByteStream):
     def __iter__(self): yield from self.stream
     def close(self): self.stream.close()
 
+def _proxies() -> dict: # scheme → `httpx.Proxy`
+    "What the environment says of proxies."
+    found = getproxies()
+    urls = {scheme: found.get(scheme) or found.get('all') for scheme in ('http', 'https')}
+    try: proxies = {scheme: httpx.Proxy(url if '://' in url else f'http://{url}') for scheme, url in urls.items() if url}
+    except (ValueError, httpx.InvalidURL) as e: raise BearclfError('A proxy in the environment (http_proxy, https_proxy, all_proxy) is no address of an http proxy: correct or unset it.') from e
+    if any(p.url.scheme not in ('http', 'https') for p in proxies.values()): raise BearclfError('A proxy in the environment (http_proxy, https_proxy, all_proxy) is not of the kind http, and no other is known here: unset it.')
+    return proxies
+
 class _Guarded(httpx.BaseTransport):
-    "httpx's way to `httpcore`, with our backend."
+    "httpx's way to `httpcore`, with our backend; by a proxy where the environment names one."
     def __init__(self, private: bool, most: int):
-        self.pool = httpcore.ConnectionPool(httpx.create_ssl_context(), max_connections=most, max_keepalive_connections=most, network_backend=_Guard(private))
+        how = dict(ssl_context=httpx.create_ssl_context(), max_connections=most, max_keepalive_connections=most)
+        self.private, self.straight = private, httpcore.ConnectionPool(network_backend=_Guard(private), **how)
+        self.round = {scheme: httpcore.HTTPProxy(str(p.url), p.raw_auth, network_backend=_Guard(True), **how) for scheme, p in _proxies().items()}
+    def pool(self, url: httpx.URL):
+        "The way to `url`."
+        if url.scheme not in ('http', 'https'): raise FetchError(NO_ADDRESS)
+        if url.scheme not in self.round or proxy_bypass(url.host): return self.straight
+        _addresses(url.host, 80, self.private)
+        return self.round[url.scheme]
     def handle_request(self, request):
+        pool = self.pool(request.url)
         url = httpcore.URL(scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path)
-        r = self.pool.handle_request(httpcore.Request(request.method, url, headers=request.headers.raw, content=request.stream, extensions=request.extensions))
+        r = pool.handle_request(httpcore.Request(request.method, url, headers=request.headers.raw, content=request.stream, extensions=request.extensions))
         return httpx.Response(r.status, headers=r.headers, stream=_Body(r.stream), extensions=r.extensions)
-    def close(self): self.pool.close()
+    def close(self):
+        for pool in (self.straight, *self.round.values()): pool.close()
 
 # %% ../nbs/00b_fetch.ipynb #00b-fetch-016
 def _client(private: bool, most: int, headers: dict, timeout: float) -> httpx.Client:
     "One client for many photos, so that connections are used again."
-    proxies = {k: v for k, v in getproxies().items() if k in ('http', 'https', 'all')}
-    def look(request):
-        if request.url.scheme not in ('http', 'https'): raise FetchError(NO_ADDRESS)
-        if proxies and not private: _addresses(request.url.host, 80, private)
-    return httpx.Client(transport=None if proxies else _Guarded(private, most), headers=headers, timeout=timeout, event_hooks=dict(request=[look]))
+    return httpx.Client(transport=_Guarded(private, most), headers=headers, timeout=timeout)
 
 # %% ../nbs/00b_fetch.ipynb #00b-fetch-019
 PACE = {'api.openverse.org': 3., 'commons.wikimedia.org': 1., 'api.inaturalist.org': 1., 'serpapi.com': 1.}  # seconds between two questions

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FAMILIES', 'check_label', 'labelled_photos', 'read_jsonl', 'append_jsonl', 'sound', 'read_manifest',
-           'keep_photo', 'recover', 'locked', 'set_aside', 'relabel', 'license_family', 'check_families', 'attribution']
+           'keep_photo', 'recover', 'check_links', 'locked', 'set_aside', 'relabel', 'license_family', 'check_families',
+           'attribution']
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-002
 import json, os, re
 from collections import Counter
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Optional, Union
 from urllib.parse import quote
@@ -25,7 +27,7 @@ def check_label(
 ) -> str: # `label`
     "Raise `BearclfError` unless `label` can name a folder everywhere."
     if isinstance(label, str) and len(label.encode('utf-8', 'replace')) <= 200 and label.isprintable() and not _NO_LABEL.search(label) and label.lower() not in _RECORDS: return label
-    raise BearclfError(f"{str(label)[:80]!r} cannot be a label: use a plain folder name such as 'grizzly', with no slash and no leading dot.")
+    raise BearclfError(f"{str(label)[:80]!r} cannot be a label: use a plain folder name such as 'grizzly': no slash, no leading dot, and none that Windows keeps for itself.")
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-011
 def labelled_photos(
@@ -48,6 +50,7 @@ def read_jsonl(
 ) -> list: # a dict a line
     "The JSON objects in `path`, a torn last line left out; raises `BearclfError` for any other bad line."
     path = Path(path)
+    if path.exists() and not path.is_file(): raise BearclfError(f"{path} is no file: take it away.")
     lines, rows = path.read_bytes().split(b'\n') if path.exists() else [], []
     for i, line in enumerate(lines, 1):
         try:
@@ -59,12 +62,15 @@ def read_jsonl(
 def _mend(f): # a file open for reading and appending, unbuffered
     "Take a torn last line away; one that only lacks its end of line gets it."
     end = f.seek(0, 2)
-    start = max(0, end - 2**20)
-    f.seek(start)
-    last = f.read().rpartition(b'\n')[2]
-    if not last: return
-    try: json.loads(last); f.write(b'\n')
-    except ValueError: f.truncate(end - len(last))
+    for most in (2**16, end):
+        f.seek(max(0, end - most))
+        last = f.read()
+        if b'\n' in last: break
+    last = last.rpartition(b'\n')[2]
+    try: whole = not last or isinstance(json.loads(last), dict)
+    except (ValueError, RecursionError): whole = False
+    if not whole: f.truncate(end - len(last))
+    elif last: f.write(b'\n')
 
 def append_jsonl(
     path: Union[str, os.PathLike],
@@ -106,10 +112,11 @@ def keep_photo(
     "Write a photo and its line of `photos.jsonl`, both or neither."
     to = Path(folder)/row['file']
     to.parent.mkdir(parents=True, exist_ok=True)
+    if to.is_dir(): raise IsADirectoryError(21, 'it is a folder', str(to))
     try:
         _part(to).write_bytes(data)
         append_jsonl(Path(folder)/'photos.jsonl', {k: row.get(k) for k in MANIFEST})
-    except OSError: _part(to).unlink(missing_ok=True); raise  # whatever else ends it, `recover` knows what to do
+    except OSError as e: e.filename = str(to); _part(to).unlink(missing_ok=True); raise  # whatever else ends it, `recover` knows what to do
     os.replace(_part(to), to)
 
 def recover(
@@ -128,6 +135,15 @@ def recover(
     return named
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-026
+_OURS = ('photos.jsonl', 'cleaning.jsonl', '.gather.jsonl', 'ATTRIBUTION.md', '.lock', '.quarantine', '.originals', '.search')
+
+def check_links(
+    folder: Path,
+):
+    "Raise `BearclfError` if writing into `folder` would write elsewhere."
+    away = next((Path(folder)/name for name in _OURS if (Path(folder)/name).is_symlink()), None)
+    if away: raise BearclfError(f'{away} is a link to another place, where nothing shall be written: take it away.')
+
 @contextmanager
 def locked(
     folder: Path,  # made if missing
@@ -135,6 +151,7 @@ def locked(
     "Hold a photos folder for writing; raises `BearclfError` while another process does."
     from filelock import FileLock, Timeout
     Path(folder).mkdir(parents=True, exist_ok=True)
+    check_links(folder)
     lock = FileLock(Path(folder)/'.lock', timeout=0)
     try: lock.acquire()
     except Timeout as e: raise BearclfError(f"Another bearclf is at work in {folder}: wait until it has ended.") from e
@@ -142,21 +159,22 @@ def locked(
     finally: lock.release()
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-030
-def _journal(folder: Path, file: str, to: str, sha: str, reason: str):
+def _journal(folder: Path, file: str, to: str, sha: Optional[str], reason: str):
     "Note in `cleaning.jsonl` that `file` now lies at `to`; both relative to `folder`."
     action, label = 'delete' if to.startswith('.quarantine/') else 'relabel', Path(file).parent.name
     append_jsonl(folder/'cleaning.jsonl', dict(time=now(), action=action, file=file, to=to, label=label, sha256=sha, reason=reason))
 
 def _free(path: Path) -> Path:
     "`path`, or the first of path-1, path-2, … that is not taken."
-    names = [path, *(path.with_name(f'{path.stem}-{i}{path.suffix}') for i in range(1, 1000))]
-    return next(p for p in names if not p.exists())
+    names = chain([path], (path.with_name(f'{path.stem}-{i}{path.suffix}') for i in count(1)))
+    return next(p for p in names if not os.path.lexists(p))
 
 def _move(folder: Path, file: Path, to: Path, reason: str) -> Path: # where it lies now
     "Move `file` (relative to `folder`) to `to`, or a free name like it, and note it."
     to = _free(folder/to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    sha = sha256(folder/file)
+    try: sha = sha256(folder/file)
+    except OSError: sha = None  # it may be moved for just that
     os.replace(folder/file, to)
     _journal(folder, file.as_posix(), to.relative_to(folder).as_posix(), sha, reason)
     return to
@@ -175,6 +193,7 @@ def set_aside(
 ) -> list: # where they lie now
     "Move photos to the folder's `.quarantine/` and note it in `cleaning.jsonl`; nothing is ever deleted."
     folder, pairs = Path(folder), [f if isinstance(f, tuple) else (f, reason) for f in files]
+    check_links(folder)
     inside = {_inside(f, folder): why for f, why in pairs}
     return [_move(folder, file, Path('.quarantine')/file, why) for file, why in inside.items()]
 
@@ -194,6 +213,7 @@ def relabel(
 ) -> Path: # where it lies now
     "Move a photo to another label's folder and note it in `cleaning.jsonl` and `photos.jsonl`."
     folder = Path(folder)
+    check_links(folder)
     inside = _inside(file, folder)
     to = _move(folder, inside, Path(check_label(label))/inside.name, reason)
     _follow(folder, inside.as_posix(), to)
@@ -223,7 +243,8 @@ def check_families(
 # %% ../nbs/00a_folder.ipynb #00a-folder-041
 def _cell(text: Optional[str], url: Optional[str] = None) -> str:
     "Somebody's words, maybe linked, as a table cell that cannot break the table or become code."
-    text = re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', ' '.join(str(text or 'unknown').split()))
+    shown = ''.join(c if c.isprintable() else ' ' for c in str(text or 'unknown'))
+    text = re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', ' '.join(shown.split()))
     if not str(url).lower().startswith(('http://', 'https://')): return text
     return f"[{text}]({quote(str(url), safe=':/?#@!$&*+,;=%~', errors='replace')})"
 
@@ -233,7 +254,7 @@ def attribution(
     "Write `ATTRIBUTION.md`: every photo in the folder, who made it, its licence, and where it came from."
     folder = Path(folder)
     rows = sorted((r for r in read_manifest(folder) if r.get('file') and (folder/r['file']).is_file()), key=lambda r: r['file'])
-    if not rows: raise BearclfError(f"{folder} has no photo listed in photos.jsonl: gather some first.")
+    if not (folder/'photos.jsonl').is_file(): raise BearclfError(f"{folder} has no photos.jsonl: gather some first.")
     unknown = sum(not r.get('license') for r in rows)
     lines = ['# Where these photos came from', '', f'{unknown} of {len(rows)} photos have no known licence: such photos are to learn from, not to publish.', '',
         '| photo | by | licence | from |', '|---|---|---|---|']

@@ -50,7 +50,7 @@ class Report:
         return [o for o in self.outcomes if o.end in ENDS[2:]]
     @property
     def reasons(self) -> Counter: # (end, reason without the photo's own name) → number
-        return Counter((o.end, _general(o.reason)) for o in self.lost)
+        return Counter((o.end, _general(o)) for o in self.lost)
 
     def __str__(self):
         wide = max(map(len, [*self.labels, 'label']))
@@ -61,10 +61,11 @@ class Report:
 
     __repr__ = __str__
 
-def _general(reason: str) -> str:
+def _general(o: Outcome) -> str:
     "A reason without what is particular to one photo, so that like ones can be counted."
-    reason = re.sub(r'^the same photo as .*?(?=$|, under another label)', 'the same photo as another', reason)
-    return re.sub(r'^.*? (?=(?:is|claims|cannot|has changed)\b)', 'it ', re.sub(r'\d+ × \d+', 'few', reason)) if not reason.startswith(('the ', 'no ')) else reason
+    if o.end == 'duplicate': return re.sub(r'^the same photo as .*?(?=$|, under another label)', 'the same photo as another', o.reason)
+    if o.end == 'broken': return re.sub(r'^.*? (?=(?:is|claims|cannot|has changed)\b)', 'it ', re.sub(r'\d+ × \d+', 'few', o.reason))
+    return o.reason
 
 # %% ../nbs/01_gather.ipynb #01-gather-025
 @dataclass
@@ -76,6 +77,7 @@ class _Album:
     twins: Twins  # how each photo looks
     dropped: dict # (address, label) → row of `.gather.jsonl`
     sources: Counter # (label, source) → photos in the folder
+    kept: set = field(default_factory=set)  # files of this run
 
     def add(self, row: dict):
         "Take a line of the manifest into account."
@@ -94,7 +96,7 @@ def _own(folder: Path, file: Path, row: dict) -> dict:
 
 def _read_album(folder: Path) -> _Album:
     "What is in `folder` already, with or without a manifest."
-    album = _Album(folder, {}, {}, Twins(), {(r['address'], r['label']): r for r in read_jsonl(folder/'.gather.jsonl') if isinstance(r.get('reason'), str) and isinstance(r.get('address'), str) and isinstance(r.get('label'), str) and r.get('end') in ENDS}, Counter())
+    album = _Album(folder, {}, {}, Twins(), {(r['address'], r['label']): r for r in read_jsonl(folder/'.gather.jsonl') if isinstance(r.get('reason'), str) and isinstance(r.get('address'), str) and isinstance(r.get('label'), str) and isinstance(r.get('file'), (str, type(None))) and r.get('end') in ENDS}, Counter())
     rows = {r['file']: r for r in read_manifest(folder)}
     there = photo_files(folder)
     bare = [p for p in there if not is_phash(rows.get(p.relative_to(folder).as_posix(), {}).get('phash'))]
@@ -199,13 +201,14 @@ def _double(label: str, address: str, twin: str) -> Outcome:
 def _keep(album: _Album, photo: Photo, found: Verified, sent: Optional[bytes], label: str, query: Optional[str]) -> Outcome:
     "Write a new photo and its line, unless it is there."
     file = f'{label}/{found.sha256[:16]}.jpg'
-    if album.files.get(found.sha256) == file and not photo.url: return Outcome(label, 'had', photo.address, file, 'there already')
+    if album.files.get(found.sha256) == file and file not in album.kept and not photo.url: return Outcome(label, 'had', photo.address, file, 'there already')
     if twin := _twin(album, found): return _double(label, photo.address, twin)
     row = dict(file=file, label=label, sha256=found.sha256, phash=found.phash, width=found.width, height=found.height, url=photo.url, page=photo.page, source=photo.source,
                query=query, creator=photo.creator, license=photo.license, license_url=photo.license_url, fetched_at=now())
     if sent: write_atomic(album.folder/'.originals'/label/f'{found.sha256[:16]}.{found.kind.lower()}', sent)
     keep_photo(album.folder, row, found.data)
     album.add(row)
+    album.kept.add(file)
     return Outcome(label, 'kept', photo.address, file)
 
 def _take(album: _Album, photo: Photo, future: Future, label: str, query: Optional[str]) -> Outcome:
@@ -248,7 +251,8 @@ def _fill(
         for p in new:
             if full(p): left.append(p)
             else: yield p
-    for part in (chosen, lambda: sorted(left, key=new.index)):
+    place = {id(p): i for i, p in enumerate(new)}
+    for part in (chosen, lambda: sorted(left, key=lambda p: place[id(p)])):
         for photo, future in _in_order(part(), lambda p: _bring(p, way), lambda p, data: _look(p, data, way), pools, lambda: limit - ends['kept'], way.workers, way.per_host):
             if part is chosen and full(photo): left.append(photo); continue
             ended.append(_take(album, photo, future, label, query if query is not None else way.expected.get(photo.address, {}).get('query')))
@@ -257,8 +261,13 @@ def _fill(
         quota = None
     return ended
 
+def _check_counts(**counts):
+    wrong = next((k for k, n in counts.items() if type(n) is not int or not 1 <= n <= 1_000_000), None)
+    if wrong: raise BearclfError(f"{wrong} is {counts[wrong]!r}: give a whole number from 1 to a million.")
+
 def _label_folder(out: Path, label: str):
     "Make it, and nowhere else."
+    if (out/label).is_file(): raise BearclfError(f'{out/label} is a file, where the folder of the label shall be: name another label, or take it away.')
     if (out/label).is_symlink(): raise BearclfError(f'{out/label} is a link to another place, where nothing shall be written: name another label or folder.')
     (out/label).mkdir(exist_ok=True)
 
@@ -273,6 +282,7 @@ def _at_work(folder: Path, way_of: Callable, private: bool, workers: int, progre
             try: yield way_of(fetch), pools, _read_album(folder), progress or bars
             finally:
                 if bars.area: bars.draw()
+                if (folder/'photos.jsonl').is_file(): attribution(folder)
     except OSError as e: raise BearclfError(f"{e.filename or folder} cannot be written: {e.strerror or e}. Make room or choose another place; run again, and it goes on where it stopped.") from e
 
 # %% ../nbs/01_gather.ipynb #01-gather-bars-2
@@ -306,7 +316,7 @@ class Bars:
 
 # %% ../nbs/01_gather.ipynb #01-gather-033
 def download_photos(
-    photos: list,                   # `Photo`s, as `search` gives them
+    photos: list,                   # `Photo`s, as `search` gives them, or plain addresses, as the course's searches do
     dest: Union[str, os.PathLike],  # the photos folder
     label: str,                     # its subfolder
     query: Optional[str] = None,    # what was searched for, for the manifest
@@ -319,8 +329,9 @@ def download_photos(
     progress: Optional[Callable] = None, # see `gather`
 ) -> Report:
     "Download photos into `dest/label`, verified, without copies, each with its line in `photos.jsonl`."
-    folder = Path(dest)
+    folder, photos = Path(dest), [Photo(p, source='urls') if isinstance(p, str) else p for p in photos]
     check_label(label)
+    _check_counts(workers=workers, per_host=per_host)
     with _at_work(folder, lambda fetch: _Way(fetch, min_side, originals, workers, per_host), private, workers, progress) as (way, pools, album, tell):
         _label_folder(folder, label)
         return Report([label], _fill(album, label, photos, len(photos) if limit is None else limit, way, pools, query, progress=tell))
@@ -329,12 +340,13 @@ def download_photos(
 DEFAULT = ('openverse', 'commons')   # neither needs a key, and both tell the licence
 DAY = 86_400
 
-def _check_gather(queries: dict, per_label: int, sources: list):
+def _check_gather(queries: dict, sources: list):
     "Find every mistake before the network is asked."
     if not isinstance(queries, dict): raise BearclfError('The first argument says what to search for each label: write gather({"grizzly": "grizzly bear"}).')
     if not queries or not sources: raise BearclfError("Nothing to gather: give at least one label with its search, such as grizzly=\"grizzly bear\".")
     if len({check_label(label).casefold() for label in queries}) < len(queries): raise BearclfError("Two labels differ only in capital letters: on some systems they would share a folder.")
-    if not 1 <= per_label <= 1_000_000: raise BearclfError(f"per_label is {per_label}: ask for one photo a label, or more, up to a million.")
+    empty = next((label for label, q in queries.items() if not str(q or '').strip()), None)
+    if empty: raise BearclfError(f"{empty} has nothing to search for: write what, such as {empty}=\"{empty} bear\".")
     for source in sources: find_provider(source)
     here = next((q for q in map(str, queries.values()) if set(q) & set('/\\') and Path(q).exists() and not set(sources) & set(LOCAL)), None)
     if here: raise BearclfError(f"{here} is on this computer, but {' and '.join(sources)} search the web: use the source folder, zip, or urls for a list of addresses.")
@@ -345,7 +357,7 @@ def _search(folder: Path, query: str, n: int, source: str, way: _Way, licenses: 
     kept = folder/'.search'/f"{sha256(json.dumps([source, str(query), n, licenses]).encode())[:16]}.json"
     if not fresh and kept.is_file() and time() - kept.stat().st_mtime < DAY:
         with suppress(ValueError, TypeError, KeyError, AttributeError):  # a damaged note is no answer
-            if found := [p for p in (plain(Photo(**o), source) for o in json.loads(kept.read_text(encoding='utf-8'))['photos']) if p.url]: return found, None
+            if found := [p for p in (plain(Photo(**{k: v for k, v in o.items() if k != 'read'}), source) for o in json.loads(kept.read_text(encoding='utf-8'))['photos']) if p.url]: return found, None
     photos, broke = search(query, n, source, way.fetch, licenses)
     if not broke: write_atomic(kept, dict(source=source, query=str(query), photos=[{k: v for k, v in vars(p).items() if k != 'read'} for p in photos]))
     return photos, broke
@@ -406,7 +418,8 @@ def gather(
 ) -> Report:
     "Search and download photos for each label; run again, it goes on where it stopped."
     out, sources = Path(out), [source] if isinstance(source, str) else list(dict.fromkeys(source))
-    _check_gather(queries, per_label, sources)
+    _check_gather(queries, sources)
+    _check_counts(per_label=per_label, workers=workers, per_host=per_host)
     licenses = check_families([licenses] if isinstance(licenses, str) else licenses) if licenses else None
     report, quota, local = Report(list(queries)), math.ceil(per_label/len(sources)), set(sources) <= set(LOCAL)
     with _at_work(out, lambda fetch: _Way(fetch, min_side, originals, workers, per_host), private, workers, progress) as (way, pools, album, tell):
@@ -425,7 +438,6 @@ def gather(
             report.notes += _unasked_labels(label, queries[label], sources)
         report.notes += filter(None, [_shares(album, list(queries), sources) if len(sources) > 1 else None])
         report.notes += _gone(report, out)
-        with suppress(BearclfError): attribution(out)  # where there is a photo to name
     return report
 
 # %% ../nbs/01_gather.ipynb #01-gather-066
@@ -440,18 +452,20 @@ def replay(
 ) -> Report:
     "Rebuild a photos folder from its manifest; a photo that is another one by now is dropped, and so is one that its own folder has set aside."
     out, manifest = Path(out), Path(manifest)/'photos.jsonl' if Path(manifest).is_dir() else Path(manifest)
+    _check_counts(workers=workers, per_host=per_host)
     if not manifest.is_file(): raise BearclfError(f"There is no file {manifest}: check the name.")
     rows = [sound(r) for r in read_jsonl(manifest)]
     rows = [r for r in rows if (manifest.parent/str(r.get('file'))).is_file()] or rows  # beside its photos, it is they who count
     if not rows: raise BearclfError(f"{manifest} lists no photos: check the name.")
     usable = [r for r in rows if r.get('url') and r.get('label')]
+    if not usable: raise BearclfError(f"{manifest} lists no photo with an address: such a set has to be passed on as it is.")
     labels = list(dict.fromkeys(check_label(r['label']) for r in usable))
     report, lacking = Report(labels), len(rows) - len(usable)
     with _at_work(out, lambda fetch: _Way(fetch, min_side, False, workers, per_host, {r['url']: r for r in usable}), private, workers, progress) as (way, pools, album, tell):
         for label in labels:
             _label_folder(out, label)
             chosen = [plain(Photo(**{k: r.get(k) for k in ('url', 'page', 'creator', 'license', 'license_url', 'width', 'height', 'source')})) for r in usable if r['label'] == label]
+            chosen = [p for p in chosen if p.url]
             report.outcomes += _fill(album, label, chosen, len(chosen), way, pools, progress=tell)
-        with suppress(BearclfError): attribution(out)
     if lacking: report.notes.append(f'{lacking} photos in {manifest.name} have no address and cannot be fetched.')
     return report

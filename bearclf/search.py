@@ -8,7 +8,7 @@ __all__ = ['PROVIDERS', 'ENDPOINTS', 'NET_ERRORS', 'LOCAL', 'OTHERWISE', 'Photo'
            'from_urls', 'from_folder', 'from_zip', 'NoPhotos', 'find_provider', 'search']
 
 # %% ../nbs/00c_search.ipynb #00c-search-002
-import csv, json, lzma, os, re, zipfile, zlib
+import csv, json, os, re, zipfile, zlib
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -114,7 +114,7 @@ def from_openverse(
 # %% ../nbs/00c_search.ipynb #00c-search-020
 def _words(html: Optional[str]) -> Optional[str]:
     "The text of a piece of HTML."
-    return ' '.join(unescape(re.sub(r'<[^>]*>', ' ', html or '')).split()) or None
+    return ' '.join(unescape(re.sub(r'<[^<>]*>', ' ', (html or '')[:10_000])).split()) or None
 
 def _commons_photo(page: dict) -> Optional[Photo]:
     "One page of an answer; None for what is no photo."
@@ -251,9 +251,11 @@ def from_urls(
     "Photos whose addresses you list yourself."
     if Path(query).is_dir(): raise BearclfError(f"{query} is a folder, not a list of addresses: use the source folder.")
     try: text = Path(query).read_text(encoding='utf-8-sig')
+    except PermissionError as e: raise BearclfError(f"{query} cannot be opened ({e.strerror}): change its permissions.") from e
     except (OSError, ValueError) as e: raise BearclfError(f"{query} cannot be read as a list of addresses: it should be a text file with one address per line, or a CSV with a column url.") from e
     if not str(query).lower().endswith('.csv'): return (Photo(line.strip(), source='urls') for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#'))
-    rows = csv.DictReader(StringIO(text))
+    head, _, body = text.partition('\n')
+    rows = csv.DictReader(StringIO(f'{head.lower()}\n{body}'), delimiter=max(',;\t', key=head.count))  # some spreadsheets write ; for ,
     if 'url' not in (rows.fieldnames or []): raise BearclfError(f"{query} has no column url: name the column with the addresses so.")
     return (_row_photo(row) for row in rows if (row.get('url') or '').strip())
 
@@ -274,11 +276,12 @@ def from_folder(query: str, n: int, fetch: Fetcher = None, licenses: Optional[li
         except OSError as e: raise FetchError(f'cannot be read: {e.strerror or e}', again=True) from e
     return (Photo(None, title=fn.relative_to(folder).as_posix(), source='folder', read=lambda fn=fn: read(fn)) for fn in photo_files(folder))
 
-def _entry(path: Path, name: str) -> bytes:
+def _entry(z: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     "One file of a zip, never more than `MAX_BYTES` of it."
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise FetchError('compressed in a way that is not read here: pack the zip anew')  # Python unfolds the others without a bound
     try:
-        with zipfile.ZipFile(path) as z, z.open(name) as f: return _small(f.read(MAX_BYTES + 1))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, zlib.error, lzma.LZMAError) as e: raise FetchError(f'cannot be unpacked: {e}') from e
+        with z.open(info) as f: return _small(f.read(MAX_BYTES + 1))
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError, zlib.error) as e: raise FetchError(f'cannot be unpacked: {e}') from e
 
 @provider('zip')
 def from_zip(query: str, n: int, fetch: Fetcher = None, licenses: Optional[list] = None) -> Iterator[Photo]:
@@ -286,9 +289,11 @@ def from_zip(query: str, n: int, fetch: Fetcher = None, licenses: Optional[list]
     path = Path(query)
     if path.is_dir(): raise BearclfError(f"{path} is a folder, not a zip file: use the source folder.")
     try:
-        with zipfile.ZipFile(path) as z: names = sorted(i.filename for i in z.infolist() if not i.is_dir() and not i.filename.startswith('__MACOSX/') and not Path(i.filename).name.startswith('.'))
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as e: raise BearclfError(f"{path} cannot be read as a zip file: check the name.") from e
-    return (Photo(None, title=name, source='zip', read=lambda name=name: _entry(path, name)) for name in names)
+        z = zipfile.ZipFile(path)  # open as long as one of its photos may be asked for
+        files = sorted((i for i in z.infolist() if not i.is_dir() and not i.filename.startswith('__MACOSX/') and not Path(i.filename).name.startswith('.')), key=lambda i: i.filename)
+    except PermissionError as e: raise BearclfError(f"{path} cannot be opened ({e.strerror}): change its permissions.") from e
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as e: raise BearclfError(f"{path} cannot be read as a zip file: check the name.") from e
+    return (Photo(None, title=i.filename, source='zip', read=lambda i=i: _entry(z, i)) for i in files)
 
 # %% ../nbs/00c_search.ipynb #00c-search-044
 LOCAL = ('urls', 'folder', 'zip')  # on this computer
@@ -318,6 +323,6 @@ def search(
     except ImportError as e: raise BearclfError(f"The source {source} needs the package {e.name}: run `pip install 'bearclf[course]'`.") from e
     except FetchError as e: broke = f'{source} could not be searched ({e})'
     except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as e: broke = f'{source} answered in a form that bearclf does not know ({type(e).__name__}: {e})'
-    if not found and source in LOCAL: raise BearclfError(f"{query} has no photos in it: check the name.")
+    if not found and source in LOCAL: raise BearclfError(f"{query} has no photos in it" + (' whose licence is one of those asked for, or known: leave --license out to take them all.' if licenses else ': check the name.'))
     if not found: raise NoPhotos(broke or f'{source} has no photo for {str(query)!r}' + (' under the licences asked for' if licenses else ''))
     return found, broke and f'{broke} after {len(found)} photos.'

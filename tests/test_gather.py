@@ -1,13 +1,17 @@
 """Gathering from a web of every kind: exactly the good photos are kept, and nothing that happens on the way can spoil the folder."""
 import hashlib
+import json
 import multiprocessing
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
 import pytest
@@ -180,6 +184,65 @@ def test_a_forgotten_flag_and_a_photo_set_aside(server, tmp_path):
     set_aside([first], tmp_path/"a")
     assert bearclf("gather", "--replay", tmp_path/"a", "--out", tmp_path/"b", "--allow-private")[0] == 0
     assert [p.name for p in photo_files(tmp_path/"b")] == [p.name for p in others]
+
+
+@pytest.mark.parametrize("name", ["photos.jsonl", "cleaning.jsonl", ".quarantine", ".originals", ".search"])
+def test_no_link_leads_out_of_the_folder(tmp_path, name):
+    mine, out, victim = tmp_path/"mine", tmp_path/"out", tmp_path/"victim"
+    for d in (mine, out/"bear"): d.mkdir(parents=True)
+    pages.scene(1).save(mine/"a.png")
+    (out/"bear"/"b.jpg").write_bytes(b"no photo")
+    if name.endswith("jsonl"): victim.write_text("a line without an end")
+    else: victim.mkdir()
+    (out/name).symlink_to(victim)
+    for args in (["gather", f"bear={mine}", "--source", "folder", "--keep-originals", "--out", out], ["check", out, "--fix"]):
+        status, _, err = bearclf(*args)
+        assert (status, one_line(err)) == (2, True) and "is a link to another place" in err
+    assert (victim.read_text() == "a line without an end") if victim.is_file() else not list(victim.iterdir())
+
+
+def test_zip_that_would_unfold_without_end(tmp_path):
+    with zipfile.ZipFile(tmp_path/"z.zip", "w", zipfile.ZIP_BZIP2) as z: z.writestr("bomb.jpg", bytes(50_000_000))
+    with zipfile.ZipFile(tmp_path/"z.zip", "a") as z: z.writestr("bear.png", pages.coded(pages.scene(1), "PNG"))
+    status, out, _ = bearclf("gather", f"bear={tmp_path/'z.zip'}", "--source", "zip", "--out", tmp_path/"out")
+    assert status == 0 and "pack the zip anew" in out and len(photo_files(tmp_path/"out")) == 1
+
+
+def test_last_line_longer_than_a_look_at_it(tmp_path):
+    pages.scene(1).save(tmp_path/"a.png")
+    out = tmp_path/"out"
+    out.mkdir()
+    (out/"photos.jsonl").write_text(json.dumps(dict(file="bear/x.jpg", label="bear", page="x"*2_000_000)))  # and no end of line
+    assert bearclf("gather", f"bear={tmp_path}", "--source", "folder", "--out", out)[0] == 0
+    assert len(read_manifest(out)) == 2
+
+
+def test_a_proxy_is_used_and_watched(monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_SECONDS", 1)
+    asked = []
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            if "slow" in self.path:
+                for _ in range(30): self.wfile.write(b"X: y\r\n"); time.sleep(.2)
+            else: self.wfile.write(b"Content-Length: 4\r\n\r\nbear")
+        def log_message(self, *args): pass
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    proxy.daemon_threads, proxy.handle_error = True, lambda *_: None
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv("no_proxy", "localhost")
+    with fetch.Fetcher(private=True) as f:
+        assert f.get("http://192.0.2.1/a.jpg") == b"bear" and asked == ["http://192.0.2.1/a.jpg"]
+        start = time.monotonic()
+        with pytest.raises(fetch.FetchError, match="not finished within"): f.get("http://192.0.2.1/slow.jpg")
+        assert time.monotonic() - start < 4
+    with fetch.Fetcher() as f:  # what the proxy may not be asked, and what does not go by it
+        for url in ("http://127.0.0.1/a.jpg", "http://localhost/a.jpg", "https://127.0.0.1/a.jpg"):
+            with pytest.raises(fetch.PrivateError): f.get(url)
+    assert len(asked) == 2
+    proxy.shutdown()
 
 
 NATURAL = [{"grizzly/00000006.jpg", "grizzly/00000057.jpg"}, {"grizzly/00000052.jpg", "grizzly/00000127.jpg"}]  # the same photo in other colours, seen by eye
