@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from .core import FORMATS, MAX_FILE, BearclfError, PhotoError, open_photo, photo_files, sha256, write_atomic
+from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_bytes, photo_files, sha256, write_atomic
 from .folder import attribution, read_manifest, set_aside
 from .verify import MIN_SIDE, Twins, phash
 
@@ -62,10 +62,10 @@ SUFFIXES = dict(JPEG='.jpg .jpeg .jpe .jfif', MPO='.jpg .jpeg', PNG='.png', WEBP
 def _look(path: Path, folder: Path) -> _Look:
     "Open a photo once, and say all that can be said of it alone."
     file = path.relative_to(folder).as_posix()
-    try: data = path.read_bytes() if path.stat().st_size <= MAX_FILE else b''
-    except OSError as e: return _Look(file, '', found=[Finding('broken', file, f'{path.name} cannot be read: {e.strerror or e}.')])
+    try: data = photo_bytes(path)
+    except PhotoError as e: return _Look(file, '', found=[Finding('broken', file, str(e))])
     look = _Look(file, sha256(data))
-    try: im = open_photo(data or path, least=VIEW, grey=True, name=path.name)
+    try: im = open_photo(data, least=VIEW, grey=True, name=path.name)
     except PhotoError as e: look.found.append(Finding('broken', file, str(e))); return look
     with Image.open(BytesIO(data), formats=FORMATS) as raw: kind, size = raw.format, raw.size
     bright, edges = brightness_and_edges(im)

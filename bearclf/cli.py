@@ -75,7 +75,7 @@ def gather(
     queries: List[str] = typer.Argument(None, metavar='LABEL=QUERY...', help='A label and what to search for, such as grizzly="grizzly bear"; a path for the sources urls, folder and zip.'),
     out: Path = typer.Option('photos', help='The photos folder; photos already there are kept.'),
     per_label: int = typer.Option(150, help='How many photos each label shall have.'),
-    source: List[str] = typer.Option(['openverse', 'commons'], help='Where to search; may be given several times, or with commas: openverse, commons, inaturalist, bing, ddg, serpapi, urls, folder, zip.'),
+    source: List[str] = typer.Option([], help='Where to search; may be given several times, or with commas: openverse, commons, inaturalist, bing, ddg, serpapi, urls, folder, zip. Default: openverse,commons.'),
     license: List[str] = typer.Option([], help='Only photos under this licence (cc0, pdm, by, by-sa, by-nc, by-nd, by-nc-sa, by-nc-nd); may be given several times.'),
     replay: Optional[Path] = typer.Option(None, help='Rebuild the set that this photos.jsonl lists; takes no LABEL=QUERY.'),
     min_side: Optional[int] = typer.Option(None, min=1, help='Pixels; smaller photos are dropped. Default: 64, and 1 with --replay.'),
@@ -94,11 +94,13 @@ def gather(
     if wrong: raise BearclfError(f'"{wrong[0]}" is not LABEL=QUERY: write for example grizzly="grizzly bear", with quotes around words with spaces.')
     if bool(queries) == bool(replay): raise BearclfError('Give either labels with what to search for, such as grizzly="grizzly bear", or --replay with a photos.jsonl (see --help).')
     if len({q.split('=', 1)[0] for q in queries or []}) < len(queries or []): raise BearclfError('A label is given twice: give each label once.')
-    if replay and (fresh or license or keep_originals or source != ['openverse', 'commons']): raise BearclfError('--replay fetches what the photos.jsonl lists: leave --source, --license, --fresh and --keep-originals out.')
+    if replay and (fresh or license or keep_originals or source): raise BearclfError('--replay fetches what the photos.jsonl lists: leave --source, --license, --fresh and --keep-originals out.')
     with _bars() as show:
         how = dict(workers=workers, per_host=per_host, private=allow_private, progress=show)
-        if replay: report = rebuild(replay, out, min_side=min_side or 1, **how)
-        else: report = gather(dict(q.split('=', 1) for q in queries), out, per_label, tuple(o for s in source for o in s.split(',') if o), license, min_side=min_side or 64, originals=keep_originals, fresh=fresh, **how)
+        if min_side: how['min_side'] = min_side
+        if sources := [o for s in source for o in s.split(',') if o]: how['source'] = sources
+        if replay: report = rebuild(replay, out, **how)
+        else: report = gather(dict(q.split('=', 1) for q in queries), out, per_label, licenses=license, originals=keep_originals, fresh=fresh, **how)
     print(report)
     there = photo_files(out)
     print(f'{len(there)} photos in {out}. Next: bearclf check {out}' if there else f'No photo came into {out}.')

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Optional, Union
 from urllib.parse import quote
 
-from .core import BearclfError, now, photo_files, sha256, write_atomic
+from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-008
-_RECORDS = ('photos.jsonl', 'attribution.md', 'cleaning.jsonl', 'faults.jsonl')  # files beside the label folders
+_OURS = ('photos.jsonl', 'cleaning.jsonl', 'faults.jsonl', 'ATTRIBUTION.md', '.gather.jsonl', '.lock', '.quarantine', '.originals', '.search')  # beside the label folders
 _NO_LABEL = re.compile(r'^$|^[\s.]|[\s.]$|[<>:"/\\|?*\x00-\x1f]|^(con|prn|aux|nul|com\d|lpt\d)([.].*)?$', re.IGNORECASE)
 
 def check_label(
     label: str,
 ) -> str: # `label`
     "Raise `BearclfError` unless `label` can name a folder everywhere."
-    if isinstance(label, str) and len(label.encode('utf-8', 'replace')) <= 200 and label.isprintable() and not _NO_LABEL.search(label) and label.lower() not in _RECORDS: return label
+    if isinstance(label, str) and len(label.encode('utf-8', 'replace')) <= 200 and label.isprintable() and not _NO_LABEL.search(label) and label.lower() not in map(str.lower, _OURS): return label
     raise BearclfError(f"{str(label)[:80]!r} cannot be a label: use a plain folder name such as 'grizzly': no slash, no leading dot, and none that Windows keeps for itself.")
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-011
@@ -135,8 +135,6 @@ def recover(
     return named
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-026
-_OURS = ('photos.jsonl', 'cleaning.jsonl', '.gather.jsonl', 'ATTRIBUTION.md', '.lock', '.quarantine', '.originals', '.search')
-
 def check_links(
     folder: Path,
 ):
@@ -243,8 +241,7 @@ def check_families(
 # %% ../nbs/00a_folder.ipynb #00a-folder-041
 def _cell(text: Optional[str], url: Optional[str] = None) -> str:
     "Somebody's words, maybe linked, as a table cell that cannot break the table or become code."
-    shown = ''.join(c if c.isprintable() else ' ' for c in str(text or 'unknown'))
-    text = re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', ' '.join(shown.split()))
+    text = re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', printable(' '.join(str(text or 'unknown').split())))
     if not str(url).lower().startswith(('http://', 'https://')): return text
     return f"[{text}]({quote(str(url), safe=':/?#@!$&*+,;=%~', errors='replace')})"
 

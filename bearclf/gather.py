@@ -18,7 +18,7 @@ from time import monotonic, time
 from typing import Callable, Iterator, NamedTuple, Optional, Union
 from urllib.parse import urlsplit
 
-from .core import BearclfError, PhotoError, now, photo_files, printable, sha256, write_atomic
+from .core import BearclfError, PhotoError, now, photo_files, printable, sha256, shut, write_atomic
 from .fetch import AT_ONCE, FetchError, Fetcher, PrivateError
 from .folder import append_jsonl, attribution, check_families, check_label, keep_photo, locked, read_jsonl, read_manifest, recover, sound
 from .search import LOCAL, OTHERWISE, NoPhotos, Photo, find_provider, plain, search
@@ -89,14 +89,19 @@ class _Album:
 def _own(folder: Path, file: Path, row: dict) -> dict:
     "A line for a photo that has none, or one without a hash; a broken one is known by its bytes only."
     try: sha = sha256(file)
-    except OSError as e: raise BearclfError(f'{file} cannot be read ({e.strerror}): change its permissions, or take it away.') from e
+    except OSError as e: raise shut(e) from e
     row = dict(file=file.relative_to(folder).as_posix(), label=file.parent.name, sha256=sha) | {k: v for k, v in row.items() if v}
     try: return dict(row, phash=phash(glance(file)))
     except PhotoError: return row
 
+def _noted(row: dict) -> bool:
+    "Whether a line of `.gather.jsonl` is as `_take` writes it."
+    texts = [row.get(k) for k in ('address', 'label', 'reason')] + [row['file']]*bool(row.get('file'))
+    return row.get('end') in ENDS and all(isinstance(o, str) for o in texts)
+
 def _read_album(folder: Path) -> _Album:
     "What is in `folder` already, with or without a manifest."
-    album = _Album(folder, {}, {}, Twins(), {(r['address'], r['label']): r for r in read_jsonl(folder/'.gather.jsonl') if isinstance(r.get('reason'), str) and isinstance(r.get('address'), str) and isinstance(r.get('label'), str) and isinstance(r.get('file'), (str, type(None))) and r.get('end') in ENDS}, Counter())
+    album = _Album(folder, {}, {}, Twins(), {(r['address'], r['label']): r for r in read_jsonl(folder/'.gather.jsonl') if _noted(r)}, Counter())
     rows = {r['file']: r for r in read_manifest(folder)}
     there = photo_files(folder)
     bare = [p for p in there if not is_phash(rows.get(p.relative_to(folder).as_posix(), {}).get('phash'))]
@@ -457,15 +462,15 @@ def replay(
     rows = [sound(r) for r in read_jsonl(manifest)]
     rows = [r for r in rows if (manifest.parent/str(r.get('file'))).is_file()] or rows  # beside its photos, it is they who count
     if not rows: raise BearclfError(f"{manifest} lists no photos: check the name.")
-    usable = [r for r in rows if r.get('url') and r.get('label')]
+    photos = [plain(Photo(**{k: r.get(k) for k in ('url', 'page', 'creator', 'license', 'license_url', 'width', 'height', 'source')})) for r in rows]
+    usable = [(p, r) for p, r in zip(photos, rows) if p.url and r.get('label')]
     if not usable: raise BearclfError(f"{manifest} lists no photo with an address: such a set has to be passed on as it is.")
-    labels = list(dict.fromkeys(check_label(r['label']) for r in usable))
+    labels = list(dict.fromkeys(check_label(r['label']) for _, r in usable))
     report, lacking = Report(labels), len(rows) - len(usable)
-    with _at_work(out, lambda fetch: _Way(fetch, min_side, False, workers, per_host, {r['url']: r for r in usable}), private, workers, progress) as (way, pools, album, tell):
+    with _at_work(out, lambda fetch: _Way(fetch, min_side, False, workers, per_host, {p.url: r for p, r in usable}), private, workers, progress) as (way, pools, album, tell):
         for label in labels:
             _label_folder(out, label)
-            chosen = [plain(Photo(**{k: r.get(k) for k in ('url', 'page', 'creator', 'license', 'license_url', 'width', 'height', 'source')})) for r in usable if r['label'] == label]
-            chosen = [p for p in chosen if p.url]
+            chosen = [p for p, r in usable if r['label'] == label]
             report.outcomes += _fill(album, label, chosen, len(chosen), way, pools, progress=tell)
     if lacking: report.notes.append(f'{lacking} photos in {manifest.name} have no address and cannot be fetched.')
     return report

@@ -21,8 +21,8 @@ from socket import gaierror
 from typing import Callable, Iterator, Optional
 
 
-from .core import BearclfError, photo_files
-from .fetch import MAX_BYTES, TIMEOUT, FetchError, Fetcher
+from .core import BearclfError, photo_files, shut
+from .fetch import MAX_BYTES, NO_SERVER, TIMEOUT, FetchError, Fetcher
 from .folder import license_family
 
 # %% ../nbs/00c_search.ipynb #00c-search-006
@@ -195,7 +195,7 @@ def from_bing(
         with redirect_stdout(StringIO()): bing.run()
     except NET_ERRORS as e: broke = getattr(e, 'reason', None) or e
     yield from (Photo(link, source='bing') for link in bing.links)
-    if broke: raise FetchError('no such server, or no network' if isinstance(broke, gaierror) else str(broke) or type(broke).__name__, again=True) from broke
+    if broke: raise FetchError(NO_SERVER if isinstance(broke, gaierror) else str(broke) or type(broke).__name__, again=True) from broke
 
 # %% ../nbs/00c_search.ipynb #00c-search-032
 @provider('ddg')
@@ -209,7 +209,7 @@ def from_ddg(
     from ddgs import DDGS
     from ddgs.exceptions import DDGSException
     try: found = DDGS(timeout=TIMEOUT).images(query, safesearch='on', max_results=n)
-    except DDGSException as e: raise FetchError('no such server, or no network' if 'dns' in str(e).lower() else str(e)[:200] or 'no answer', again=True) from e
+    except DDGSException as e: raise FetchError(NO_SERVER if 'dns' in str(e).lower() else str(e)[:200] or 'no answer', again=True) from e
     yield from (Photo(o['image'], o.get('url'), o.get('title'), width=o.get('width'), height=o.get('height'), source='ddg') for o in _dicts(found) if o.get('image'))
 
 @provider('serpapi')
@@ -251,7 +251,7 @@ def from_urls(
     "Photos whose addresses you list yourself."
     if Path(query).is_dir(): raise BearclfError(f"{query} is a folder, not a list of addresses: use the source folder.")
     try: text = Path(query).read_text(encoding='utf-8-sig')
-    except PermissionError as e: raise BearclfError(f"{query} cannot be opened ({e.strerror}): change its permissions.") from e
+    except PermissionError as e: raise shut(e) from e
     except (OSError, ValueError) as e: raise BearclfError(f"{query} cannot be read as a list of addresses: it should be a text file with one address per line, or a CSV with a column url.") from e
     if not str(query).lower().endswith('.csv'): return (Photo(line.strip(), source='urls') for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#'))
     head, _, body = text.partition('\n')
@@ -291,7 +291,7 @@ def from_zip(query: str, n: int, fetch: Fetcher = None, licenses: Optional[list]
     try:
         z = zipfile.ZipFile(path)  # open as long as one of its photos may be asked for
         files = sorted((i for i in z.infolist() if not i.is_dir() and not i.filename.startswith('__MACOSX/') and not Path(i.filename).name.startswith('.')), key=lambda i: i.filename)
-    except PermissionError as e: raise BearclfError(f"{path} cannot be opened ({e.strerror}): change its permissions.") from e
+    except PermissionError as e: raise shut(e) from e
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as e: raise BearclfError(f"{path} cannot be read as a zip file: check the name.") from e
     return (Photo(None, title=i.filename, source='zip', read=lambda i=i: _entry(z, i)) for i in files)
 

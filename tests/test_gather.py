@@ -245,6 +245,18 @@ def test_a_proxy_is_used_and_watched(monkeypatch):
     proxy.shutdown()
 
 
+def test_replay_of_odd_addresses(server, tmp_path):
+    listed, _ = pages.fill(server, per_label=34, bad=False, failing=False)
+    (tmp_path/"list.txt").write_text("\n".join(listed["grizzly"][:3]))
+    assert bearclf("gather", f"bear={tmp_path/'list.txt'}", "--source", "urls", "--out", tmp_path/"a", "--allow-private")[0] == 0
+    first, *others = read_manifest(tmp_path/"a")
+    other = {**first, "url": f" {first['url']} ", "sha256": "0"*64, "phash": f"{int(first['phash'], 16) ^ 2**64 - 1:016x}"}  # it was another photo
+    (tmp_path/"m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [other, {**first, "url": "\0"}, *others]))
+    status, out, _ = bearclf("gather", "--replay", tmp_path/"m.jsonl", "--out", tmp_path/"b", "--allow-private")
+    assert status == 0 and "has changed since" in out and "1 photos in m.jsonl have no address" in out
+    assert [r["file"] for r in read_manifest(tmp_path/"b")] == [r["file"] for r in others]
+
+
 NATURAL = [{"grizzly/00000006.jpg", "grizzly/00000057.jpg"}, {"grizzly/00000052.jpg", "grizzly/00000127.jpg"}]  # the same photo in other colours, seen by eye
 
 
