@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'QUALITY', 'LOOK', 'NEAR', 'ALIKE', 'glance', 'Verified', 'verify', 'phash', 'distance', 'is_phash',
-           'likeness', 'Twins', 'verify_photos', 'check_readable']
+           'likeness', 'Twins', 'verify_photos', 'refuse_unreadable', 'check_readable']
 
 # %% ../nbs/00d_verify.ipynb #00d-verify-002
 from concurrent.futures import ThreadPoolExecutor
@@ -134,12 +134,19 @@ def verify_photos(
     files = photo_files(folder)
     with ThreadPoolExecutor() as pool: return [(p, said) for p, said in zip(files, pool.map(why, files)) if said]
 
+def refuse_unreadable(
+    bad: list,  # (path, reason) pairs; empty: all is well
+    source: Union[str, os.PathLike],  # the photos folder, or the table that lists the photos
+):
+    "Raise `BearclfError` if there is any, naming the first and how many."
+    if not bad: return
+    fn, why = Path(bad[0][0]), bad[0][1]
+    more = f' (and {len(bad)-1} more like it)' if len(bad) > 1 else ''
+    todo = f'Set such files aside with `bearclf check {source} --fix`' if Path(source).is_dir() else f'Take such files out of {source}'
+    raise BearclfError(f"{fn.parent.name}/{why.rstrip('.')}{more}. {todo}, then try again.")
+
 def check_readable(
     folder: Union[str, os.PathLike],  # a photos folder
 ):
     "Raise `BearclfError` if a photo in `folder` cannot be opened, naming the first and how many."
-    bad = verify_photos(folder)
-    if not bad: return
-    fn, why = bad[0]
-    more = f' (and {len(bad)-1} more like it)' if len(bad) > 1 else ''
-    raise BearclfError(f"{fn.parent.name}/{why.rstrip('.')}{more}. Set such files aside with `bearclf check {folder} --fix`, then try again.")
+    refuse_unreadable(verify_photos(folder), folder)
