@@ -6,11 +6,11 @@
 __all__ = ['LIMIT', 'RESERVE', 'cache_folder', 'PhotoCache', 'make_room', 'fill']
 
 # %% ../nbs/00e_cache.ipynb #87dff2ed
-import math, os, shutil, time, warnings
+import os, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,7 @@ def make_room(
 def fill(
     cache: PhotoCache,
     fns: list,                # paths
-    progress: Callable = lambda done, total: None,  # called after each photo that had to be opened
+    progress: Callable = lambda items, total: items,  # wraps the photos that have to be opened, as a progress bar does
 ) -> list: # (path, reason) for each photo that cannot be opened; best empty
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()
@@ -117,11 +117,7 @@ def fill(
         try: im = cache.make(fn)
         except PhotoError as e: return str(e)
         budget.write(places[fn], im)
-    bad = []
-    for done, (fn, why) in enumerate(zip(missing, _each(one, missing)), 1):
-        if why: bad.append((fn, why))
-        progress(done, len(missing))
-    return bad
+    return [(fn, why) for fn, why in progress(zip(missing, _each(one, missing)), len(missing)) if why]
 
 def _each(f, items):
     "`f` of each, a thread a core."

@@ -147,24 +147,31 @@ def check(
 # %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()
 def train(
-    photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label.'),
+    photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label, or train/ and valid/ with one each; or a CSV file with columns file, label and maybe is_valid.'),
     out: Path = typer.Option('run', help='The run folder to write.'),
     arch: str = typer.Option('tf_efficientnet_lite0', help='A torchvision or timm name; the default needs no download.'),
     epochs: int = typer.Option(4, help='Epochs with everything learning; one for the head alone comes before.'),
     seed: int = typer.Option(42, min=0, help='Of the split, the head and the augmentation.'),
-    force: bool = typer.Option(False, '--force', help='Replace an existing run folder.'),
+    force: bool = typer.Option(False, '--force', help='Replace an existing run folder, or one that was not finished.'),
+    resume: bool = typer.Option(False, '--resume', help='Go on with a run that was interrupted, after its last whole epoch.'),
 ):
-    """Fine-tune a pretrained network and write a run folder.
+    """Fine-tune a pretrained network and write a run folder. Ctrl-C keeps the best epoch so far.
 
     Example: bearclf train photos --out run --epochs 4
     """
     from bearclf.folder import labelled_photos
-    labelled_photos(photos)  # a wrong folder is told at once, before the seconds that torch takes to load
-    from bearclf.train import train
-    train(photos, out, arch, epochs, seed, force=force)
-    metrics = json.loads((out/'run.json').read_text(encoding='utf-8'))['metrics']
+    if not photos.is_file(): labelled_photos(photos)  # a wrong folder is told at once, before the seconds that torch takes to load
+    from bearclf.train import rank_distrib, train
+    train(photos, out, arch, epochs, seed, force=force, resume=resume)
+    if not rank_distrib(): _say_run(out, json.loads((out/'run.json').read_text(encoding='utf-8')))
+
+def _say_run(out: Path, run: dict):
+    "What `train` prints of a run; raises `Exit(130)` if Ctrl-C ended it."
+    metrics, parted = run['metrics'], run['split']['parted']
     low, high = metrics['accuracy_interval']
+    if parted: print(f"More than half of the photos of {', '.join(map(printable, parted))} are by one author, from one page, or alike, and lie on both sides of the split: their numbers may flatter.")
     print(f"{metrics['right']} of {metrics['n']} validation photos right: {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}). Written to {out}.")
+    if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs; this is the best of them. To go on: repeat the command with --resume."); raise typer.Exit(130)
 
 class Weights(str, Enum):
     "How a bundle stores its numbers."

@@ -16,7 +16,7 @@ from fastai.vision.all import *
 
 from .classify import SCHEMA, Classifier, resize
 from .core import BearclfError, now, open_photo, photo_files, sha256, write_atomic
-from .data import fingerprint
+from .data import fingerprint, photo_set
 from .folder import labelled_photos
 from .verify import check_readable
 from .train import new_folder, put_folder, versions, wilson
@@ -175,13 +175,13 @@ def run_photos(
 ) -> dict: # as `learner_photos`
     "The photos of a run; raises `BearclfError` if they are gone or changed."
     record = _read_run(run)
-    folder = Path(photos or record['photos'])
-    if not folder.is_dir(): raise BearclfError(f"The photos of {run} are no longer in {folder}: say where they are with --photos.")
-    fns = labelled_photos(folder)
-    if fingerprint(fns) != record['data']['fingerprint']:
-        raise BearclfError(f"The photos in {folder} changed since {run} was trained: train again, then export.")
+    source = Path(photos or record['photos'])
+    if not source.exists(): raise BearclfError(f"The photos of {run} are no longer in {source}: say where they are with --photos.")
+    folder, table, fns = photo_set(source)
+    if fingerprint(fns, table) != record['data']['fingerprint']:
+        raise BearclfError(f"The photos in {source} changed since {run} was trained: train again, then export.")
     valid = set(record['split']['valid'])
-    pairs = [(fn, fn.parent.name, fn.relative_to(folder).as_posix() in valid) for fn in fns]
+    pairs = [(fn, (table or parent_label)(fn), Path(os.path.relpath(fn, folder)).as_posix() in valid) for fn in fns]
     return {part: [(fn, label) for fn, label, v in pairs if v == (part == 'valid')] for part in ('train', 'valid')}
 
 # %% ../nbs/07_export.ipynb #07-export-040

@@ -1,5 +1,5 @@
 """What the tests share: a served page, a browser that keeps account, the photos."""
-import os, shutil, socket, subprocess, sys, time
+import os, shutil, socket, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -7,6 +7,7 @@ from urllib.request import urlopen
 
 import pytest
 
+os.environ.setdefault("BEARCLF_CACHE", os.path.join(tempfile.gettempdir(), "bearclf-tests"))  # one cache for all of them, and none of the user's
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")  # two trainings that each want every core take far longer than one after the other
 
 ROOT = Path(__file__).parent.parent

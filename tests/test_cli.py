@@ -105,7 +105,7 @@ def test_force_replaces_only_what_bearclf_wrote(tmp_path, drawn):
 def test_a_killed_run_leaves_no_run_folder(tmp_path, drawn):
     out = tmp_path/"run"
     process = subprocess.Popen([sys.executable, "-m", "bearclf.cli", "train", str(drawn), "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".run.*.part")): assert process.poll() is None; time.sleep(.1)
+    while not list(tmp_path.glob(".run.unfinished")): assert process.poll() is None; time.sleep(.1)
     time.sleep(3)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -115,7 +115,7 @@ def test_a_killed_run_leaves_no_run_folder(tmp_path, drawn):
 def test_photos_of_any_label_from_folder_to_answer(tmp_path, drawn):
     run, bundle = tmp_path/"run", tmp_path/"bundle"
     assert bearclf("train", drawn, "--out", run, "--epochs", 1)[0] == 0
-    assert {p.name for p in run.iterdir()} == {"export.pkl", "history.csv", "run.json", "confusion.png", "top_losses.png"}
+    assert {p.name for p in run.iterdir()} == {"export.pkl", "history.csv", "history.png", "run.json", "confusion.png", "top_losses.png"}
     status, _, err = bearclf("export", run, "--out", bundle)
     assert (status, err) == (0, "")
     assert {p.name for p in bundle.iterdir()} == {"model.onnx", "bundle.json", "card.md"}

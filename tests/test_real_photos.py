@@ -52,7 +52,7 @@ def test_photos_straight_from_the_web(shared_photos):
 
 def test_other_labels_and_a_torchvision_network_work_as_well(shared_photos, tmp_path):
     home = dict(TORCH_HOME=str(shared_photos.parent/"weights"))
-    part(shared_photos/"flowers", tmp_path/"flowers", 3)
+    part(shared_photos/"flowers", tmp_path/"flowers", 2)
     status, out, err = bearclf("train", tmp_path/"flowers", "--out", tmp_path/"run", "--epochs", 1, "--arch", "mobilenet_v2", **home)
     assert status == 0, err
     status, out, err = bearclf("export", tmp_path/"run", "--out", tmp_path/"bundle", **home)

@@ -1,0 +1,191 @@
+"""Training as its user meets it: repeatable, killed and resumed, in two processes, on sets that come split, within bounds on the disk."""
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import bearclf, one_line
+
+PLAIN = dict(OMP_NUM_THREADS="1")  # as many threads everywhere: sums in another order differ in the last bit
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    "A clean practice set."
+    folder = tmp_path_factory.mktemp("drawn")/"photos"
+    assert bearclf("practice", "--out", folder, "--per-label", 16)[0] == 0
+    assert bearclf("check", folder, "--fix")[0] == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn, tmp_path_factory):
+    "A run of three epochs that nothing happened to."
+    run = tmp_path_factory.mktemp("runs")/"run"
+    status, out, err = bearclf("train", drawn, "--out", run, "--epochs", 2, **PLAIN)
+    assert status == 0, err
+    return run
+
+
+def record(run): return json.loads((run/"run.json").read_text())
+def table(run): return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(open(run/"history.csv"))]
+
+
+def started(*args, **env):
+    "A `bearclf` that goes on in the background."
+    return subprocess.Popen([sys.executable, "-m", "bearclf.cli", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env)
+
+
+def wait_for(there, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(.02)
+
+
+def rows_of(run):
+    "How many epochs the checkpoint beside `run` holds."
+    import torch
+    try: return len(torch.load(run.with_name(f".{run.name}.unfinished")/"last.pth", weights_only=True)["rows"])
+    except (OSError, RuntimeError, EOFError): return 0
+
+
+def test_same_seed_same_run(drawn, undisturbed, tmp_path):
+    assert bearclf("train", drawn, "--out", tmp_path/"again", "--epochs", 2, **PLAIN)[0] == 0
+    assert table(tmp_path/"again") == table(undisturbed)
+    for key in ("metrics", "split", "data", "labels"): assert record(tmp_path/"again")[key] == record(undisturbed)[key]
+    assert bearclf("train", drawn, "--out", tmp_path/"other", "--epochs", 1, "--seed", 7, **PLAIN)[0] == 0
+    assert record(tmp_path/"other")["split"]["valid"] != record(undisturbed)["split"]["valid"]
+
+
+def test_killed_and_resumed_ends_as_if_nothing_had_happened(drawn, undisturbed, tmp_path):
+    run = tmp_path/"run"
+    for epochs in (1, 2):
+        process = started("train", drawn, "--out", run, "--epochs", 2, *(["--resume"] if epochs > 1 else []), **PLAIN)
+        wait_for(lambda: rows_of(run) == epochs, process)
+        process.kill()
+        process.communicate()
+        assert not run.exists()
+    status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 2, **PLAIN)
+    assert status == 2 and one_line(err) and "--resume" in err, err
+    status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 3, "--resume", **PLAIN)
+    assert status == 2 and one_line(err) and "other epochs" in err, err
+    status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 2, "--resume", **PLAIN)
+    assert status == 0, err
+    assert table(run) == table(undisturbed) and record(run)["metrics"] == record(undisturbed)["metrics"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_ctrl_c_keeps_the_best_epoch_so_far(drawn, tmp_path):
+    run = tmp_path/"run"
+    process = started("train", drawn, "--out", run, "--epochs", 40)
+    wait_for(lambda: rows_of(run) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in err and "--resume" in out, (out, err)
+    kept, losses = record(run), [float(row["valid_loss"]) for row in table(run)]
+    assert kept["interrupted"] == len(losses) < 41
+    assert abs(kept["metrics"]["valid_loss"] - min(losses)) < 1e-3
+    assert bearclf("export", run, "--out", tmp_path/"bundle")[0] == 0
+
+
+def test_a_photo_that_breaks_mid_run_is_named(drawn, tmp_path):
+    photos, run = tmp_path/"photos", tmp_path/"run"
+    shutil.copytree(drawn, photos)
+    process = started("train", photos, "--out", run, "--epochs", 3)
+    wait_for(lambda: rows_of(run) >= 1, process)
+    broken = sorted((photos/"teddy").glob("*.jpg"))
+    whole = [fn.read_bytes() for fn in broken]
+    for fn in broken: fn.write_bytes(b"<html>gone")
+    _, err = process.communicate(timeout=300)
+    told = [line for line in err.splitlines() if line.startswith("bearclf: ")]
+    assert process.returncode == 2 and len(told) == 1 and "became unreadable" in told[0] and "Traceback" not in err, err
+    assert not run.exists()
+    for fn, data in zip(broken, whole): fn.write_bytes(data)
+    status, _, err = bearclf("train", photos, "--out", run, "--epochs", 3, "--resume")
+    assert status == 0 and len(table(run)) == 4, err
+
+
+def test_two_processes_share_the_work(drawn, undisturbed, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "bearclf.cli"]
+    done = subprocess.run([*command, "train", drawn, "--out", tmp_path/"run", "--epochs", "2"], capture_output=True, text=True, timeout=600, env=os.environ | PLAIN)
+    assert done.returncode == 0, done.stderr
+    both, one = record(tmp_path/"run"), record(undisturbed)
+    assert both["processes"] == 2 and both["split"] == one["split"] and both["data"] == one["data"]
+    (a, b), (c, d) = (r["metrics"]["accuracy_interval"] for r in (both, one))
+    assert a <= d and c <= b
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_splits_that_come_with_the_photos_are_kept(drawn, tmp_path):
+    fns = sorted(p for label in ("black", "teddy") for p in (drawn/label).glob("*.*"))
+    with open(tmp_path/"photos.csv", "w", newline="") as f:
+        csv.writer(f).writerows([("name", "label", "is_valid"), *((os.path.relpath(fn, tmp_path), f"my {fn.parent.name}", int(i % 5 == 0)) for i, fn in enumerate(fns))])
+    valid = sorted(os.path.relpath(fn, tmp_path) for fn in fns[::5])
+    for i, fn in enumerate(fns):
+        to = tmp_path/"split"/("train" if i % 5 else "valid")/fn.parent.name/fn.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(fn.read_bytes())
+    assert bearclf("train", tmp_path/"photos.csv", "--out", tmp_path/"table", "--epochs", 1)[0] == 0
+    assert bearclf("train", tmp_path/"split", "--out", tmp_path/"folders", "--epochs", 1)[0] == 0
+    listed, divided = record(tmp_path/"table"), record(tmp_path/"folders")
+    assert listed["labels"] == ["my black", "my teddy"] and listed["split"]["valid"] == valid and listed["split"]["kind"] == "given"
+    assert len(divided["split"]["valid"]) == len(valid) and all(fn.startswith("valid/") for fn in divided["split"]["valid"])
+    for run in ("table", "folders"):
+        status, _, err = bearclf("export", tmp_path/run, "--out", tmp_path/f"{run}-bundle")
+        assert status == 0, err
+
+
+def test_what_cannot_be_trained_is_told_in_one_line(drawn, tmp_path):
+    def told(said, *args):
+        status, _, err = bearclf("train", *args, "--out", tmp_path/"run")
+        assert status == 2 and one_line(err) and said in err, err
+    folder = tmp_path/"labels"
+    for i in range(1001):
+        (folder/f"l{i}").mkdir(parents=True)
+        for j in range(2): Image.new("RGB", (8, 8)).save(folder/f"l{i}"/f"{j}.png")
+    told("1001 labels", folder)
+    told("did you mean resnet18", drawn, "--arch", "resnet-18")
+    told("no unfinished run", drawn, "--resume")
+    (tmp_path/"photos.csv").write_text("photo;kind\na.jpg;teddy\n")
+    told('"file"', tmp_path/"photos.csv")
+    (tmp_path/"gone.csv").write_text("file,label\na.jpg,teddy\nb.jpg,black\n")
+    told("not there", tmp_path/"gone.csv")
+    assert not (tmp_path/"run").exists() and not list(tmp_path.glob(".run*"))
+
+
+def test_a_cache_without_room_only_costs_time(drawn, tmp_path):
+    "A cache folder that cannot be made, as on a full or read-only disk."
+    (tmp_path/"file").write_text("")
+    status, out, err = bearclf("train", drawn, "--out", tmp_path/"run", "--epochs", 1, BEARCLF_CACHE=str(tmp_path/"file"/"cache"))
+    assert status == 0 and "not complete" in err and "Traceback" not in err, err
+    assert record(tmp_path/"run")["metrics"]["n"] > 0
+
+
+def test_photos_are_unfolded_once(drawn, tmp_path):
+    cache = tmp_path/"cache"
+    assert bearclf("train", drawn, "--out", tmp_path/"run", "--epochs", 1, BEARCLF_CACHE=str(cache))[0] == 0
+    before = {p: p.stat().st_ino for p in cache.rglob("*.npy")}
+    assert len(before) >= len(list(drawn.glob("*/*.*")))
+    assert bearclf("train", drawn, "--out", tmp_path/"run", "--epochs", 1, "--force", BEARCLF_CACHE=str(cache))[0] == 0
+    assert {p: p.stat().st_ino for p in cache.rglob("*.npy")} == before and not list(cache.rglob(".*"))
+
+
+def test_two_processes_fill_one_cache(shared_photos, tmp_path):
+    code = "import sys; from pathlib import Path; from bearclf.cache import *; c = PhotoCache(256, folder=Path(sys.argv[1])); fns = sorted(Path(sys.argv[2]).glob('*/*')); print(fill(c, fns))"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"cache"), str(shared_photos/"flowers")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [p.communicate(timeout=300)[0].strip() for p in both] == ["[]", "[]"]
+    import numpy as np
+    from bearclf.cache import PhotoCache
+    one = PhotoCache(256, folder=Path(tmp_path/"cache"))
+    fns = sorted((shared_photos/"flowers").glob("*/*"))
+    assert all(np.array_equal(one.open(fn), one.make(fn)) for fn in fns[::20])
+    assert len(list((tmp_path/"cache").rglob("*.npy"))) == len({one.sha256(fn) for fn in fns})
