@@ -102,18 +102,24 @@ def is_divided(fns) -> bool: # whether all photos lie in `train/<label>/` or `va
     return {Path(fn).parent.parent.name for fn in fns} == {'train', 'valid'}
 
 # %% ../nbs/03_data.ipynb #a4eb43fb
+def _separator(path: Path) -> str: # what a table's header has most of
+    with open(path, encoding='utf-8-sig') as f: header = f.readline()
+    return max(',;\t', key=header.count)
+
 class PhotoTable:
     "Photos listed in a CSV file: a column `file` (relative to the CSV's folder; also `name`, `fname`, `path`, `image`), one `label`, and maybe `is_valid`."
     def __init__(self, 
         path: Path,  # the CSV file
     ):
         self.path = Path(path)
-        try: table = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding='utf-8-sig', sep=None, engine='python')
-        except (OSError, ValueError, pd.errors.ParserError) as e: raise BearclfError(f"{self.path} cannot be read as a table ({printable(str(e))}): save it as CSV with a header.") from None
+        try: table = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding='utf-8-sig', sep=_separator(self.path))
+        except (OSError, ValueError) as e: raise BearclfError(f"{self.path} cannot be read as a table ({printable(str(e))}): save it as CSV with a header.") from None
         columns = {c.strip().lower(): c for c in table.columns}
         file = next((columns[c] for c in ('file', 'name', 'fname', 'path', 'image') if c in columns), None)
         if not file or 'label' not in columns: raise BearclfError(f"{self.path} needs a column \"file\" and one \"label\"; it has: {', '.join(map(str, table.columns))}.")
         fns = [self.path.parent/f for f in table[file]]
+        twice = next((fn for fn, n in Counter(fns).items() if n > 1), None)
+        if twice: raise BearclfError(f"{self.path} lists {twice.name} twice: keep one line, for a photo has one label.")
         self.labels = dict(zip(fns, table[columns['label']].str.strip()))
         given = table[columns['is_valid']].str.strip().str.lower().isin(('true', '1', '1.0', 'yes')) if 'is_valid' in columns else None
         self.validates = None if given is None else dict(zip(fns, given.tolist()))
@@ -220,11 +226,14 @@ class OpenPhoto(Transform):
 
 class CachedDataBlock(DataBlock):
     "A `DataBlock` that opens each photo once if its item transform is `Presize`."
+    @property
+    def presize(self): return next((t for t in L(self.item_tfms) if isinstance(t, Presize)), None)
+
     def datasets(self, source, verbose=False):
-        presize = next((t for t in L(self.item_tfms) if isinstance(t, Presize)), None)
+        presize = self.presize
         self.type_tfms[0] = L(OpenPhoto(presize.side) if presize else Photo.create)
         if not presize: return super().datasets(source, verbose)
-        opener, items = self.type_tfms[0][0], L(self.get_items(source))
+        opener, items = self.type_tfms[0][0], L((self.get_items or noop)(source))
         refuse_unreadable(_filled(opener.drafts, items), source)
         if isinstance(self.splitter, GroupSplitter): self.splitter.look = opener.drafts.open
         dsets = super().datasets(source, verbose)
@@ -232,7 +241,7 @@ class CachedDataBlock(DataBlock):
         return dsets
 
     def dataloaders(self, source, **kwargs):
-        if default_device().type == 'cpu': kwargs.setdefault('num_workers', 0)  # a photo from the cache takes 1 ms; worker processes would cost more than they bring
+        if self.presize and default_device().type == 'cpu': kwargs.setdefault('num_workers', 0)  # a photo from the cache takes 1 ms; worker processes would cost more than they bring
         return super().dataloaders(source, **kwargs)
 
 def _filled(cache, fns) -> list:

@@ -8,7 +8,7 @@ __all__ = ['OFFLINE_ARCH', 'ARCHS', 'CHECKPOINT', 'RUN_FILES', 'FixedStatistics'
            'put_folder', 'plot_history', 'train']
 
 # %% ../nbs/04_train.ipynb #04-train-003
-import ctypes, difflib, importlib.metadata, importlib.util, platform, shutil, sys
+import ctypes, difflib, importlib.metadata, importlib.util, pickle, platform, shutil, sys
 from contextlib import contextmanager, nullcontext
 from urllib.error import URLError
 
@@ -225,6 +225,12 @@ def _record(
 # %% ../nbs/04_train.ipynb #04-train-037
 CHECKPOINT = ('plan.json', 'last.pth', 'best.pth')
 
+def _load_checkpoint(path: Path) -> dict:
+    "What `Epochs` saved, read without running any code in it."
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise BearclfError(f"{path} cannot be read ({str(e).splitlines()[0]}): start anew with --force.") from None
+
 class Epochs(Callback):
     "Counts the epochs of both halves of `fine_tune`, seeds each, keeps its row of the table, and leaves a checkpoint in `folder`; epochs up to `done` are skipped."
     order = SkipToEpoch.order
@@ -235,7 +241,7 @@ class Epochs(Callback):
     ):
         store_attr()
         self.n, self.rows = 0, []
-        if resume: self.state = torch.load(folder/'last.pth', map_location='cpu', weights_only=True); self.rows = self.state['rows']
+        if resume: self.state = _load_checkpoint(folder/'last.pth'); self.rows = self.state['rows']
         self.done = len(self.rows)
 
     def _load(self):
@@ -361,8 +367,9 @@ def _plan(
     force: bool,
 ) -> bool: # whether there is something to go on with
     "See what an earlier run left; raises `BearclfError` rather than mix two runs or lose one."
-    old = json.loads((folder/'plan.json').read_text()) if (folder/'plan.json').is_file() and (folder/'last.pth').is_file() else None
     out = folder.name[1:-len('.unfinished')]
+    try: old = json.loads((folder/'plan.json').read_text()) if (folder/'last.pth').is_file() else None
+    except (OSError, ValueError) as e: raise BearclfError(f"The unfinished run {out} cannot be read ({e}): remove {folder}, or start anew with another --out.") from None
     if resume and not old: raise BearclfError(f"There is no unfinished run {out} to go on with: start it without --resume.")
     if resume and old != plan:
         what = next(k for k in plan if old.get(k) != plan[k])
