@@ -6,7 +6,7 @@
 __all__ = ['LIMIT', 'RESERVE', 'cache_folder', 'PhotoCache', 'make_room', 'fill']
 
 # %% ../nbs/00e_cache.ipynb #87dff2ed
-import os, shutil, time, warnings
+import os, re, shutil, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -69,14 +69,15 @@ class PhotoCache:
 
     def open(self, fn) -> Image.Image: # `side × side`
         "A photo from the cache if it is there, else from its file; raises `PhotoError`."
-        try: return Image.fromarray(_mapped(self.place(fn)))
+        try: pixels = _mapped(self.place(fn))
         except (OSError, ValueError, EOFError): return self.make(fn)
+        return Image.fromarray(pixels) if (pixels.shape, pixels.dtype) == ((self.side, self.side, 3), np.uint8) else self.make(fn)
 
 # %% ../nbs/00e_cache.ipynb #f22b32e0
 def _write(path: Path, pixels: np.ndarray):
     "Save in one step, so that whoever meets `path` meets all of it."
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.stem}.{os.getpid()}.part')
+    part = path.with_name(f'.{path.stem}.{os.getpid()}.{threading.get_ident()}.part')
     try:
         with open(part, 'wb') as f: np.save(f, pixels)
         os.replace(part, path)
@@ -92,9 +93,10 @@ def make_room(
     keep: set,    # paths that stay whatever happens
 ) -> int: # bytes that are free to be taken now
     "Remove what was used longest ago until all fits; also what killed processes left."
-    for part in folder.rglob('.*.part'):
-        if _sized(part)[0] < time.time() - 3600: part.unlink(missing_ok=True)
-    files = sorted(_sized(p) for p in folder.rglob('*.npy'))
+    ours = [p for p in folder.glob('*/[0-9a-f][0-9a-f]/*') if re.fullmatch(r'[0-9a-f]{64}\.npy|\.[0-9a-f]{64}\.\d+\.\d+\.part', p.name)]  # and nothing else that may lie there
+    for part in ours:
+        if part.suffix == '.part' and _sized(part)[0] < time.time() - 3600: part.unlink(missing_ok=True)
+    files = sorted(_sized(p) for p in ours if p.suffix == '.npy')
     taken = sum(size for _, size, _ in files)
     for _, size, path in files:
         if taken <= limit: break
@@ -110,7 +112,7 @@ def fill(
     folder = cache.folder or cache_folder()
     try: places = dict(zip(fns, _each(cache.place, fns)))
     except OSError as e: return [(e.filename, f'{Path(e.filename).name} cannot be read: {e.strerror}.')]
-    missing = [fn for fn in fns if not _touched(places[fn])]
+    missing = list({places[fn]: fn for fn in fns if not _touched(places[fn])}.values())  # of equal photos, one
     if not missing: return []
     budget = _Budget(cache, folder, set(places.values()), len(missing))
     def one(fn):

@@ -20,7 +20,7 @@ class Photo(PILImage):
     "A `PILImage` opened by `bearclf.core.open_photo`: upright, RGB, damaged files refused."
     @classmethod
     def create(cls,
-        fn,         # path, bytes, PIL image, or an array or tensor `[h, w, 3]`
+        fn: Path|str|Tensor|ndarray|bytes|Image.Image,  # an array or tensor is `[h, w, 3]`
         **kwargs,
     ): 
         if isinstance(fn, (str, Path, bytes)): return cls(open_photo(fn))
@@ -117,13 +117,19 @@ class PhotoTable:
         columns = {c.strip().lower(): c for c in table.columns}
         file = next((columns[c] for c in ('file', 'name', 'fname', 'path', 'image') if c in columns), None)
         if not file or 'label' not in columns: raise BearclfError(f"{self.path} needs a column \"file\" and one \"label\"; it has: {', '.join(map(str, table.columns))}.")
-        fns = [self.path.parent/f for f in table[file]]
+        fns = [self.path.parent/f.strip() for f in table[file]]
         twice = next((fn for fn, n in Counter(fns).items() if n > 1), None)
         if twice: raise BearclfError(f"{self.path} lists {twice.name} twice: keep one line, for a photo has one label.")
         self.labels = dict(zip(fns, table[columns['label']].str.strip()))
-        given = table[columns['is_valid']].str.strip().str.lower().isin(('true', '1', '1.0', 'yes')) if 'is_valid' in columns else None
-        self.validates = None if given is None else dict(zip(fns, given.tolist()))
+        self.validates = {fn: self._mark(word) for fn, word in zip(fns, table[columns['is_valid']])} if 'is_valid' in columns else None
         self._check()
+
+    def _mark(self, word: str) -> bool:
+        "What a cell of `is_valid` says."
+        said = word.strip().lower()
+        if said in ('true', 't', '1', '1.0', 'yes', 'y', 'valid', 'validation'): return True
+        if said in ('false', 'f', '0', '0.0', 'no', 'n', 'train', 'training', ''): return False
+        raise BearclfError(f"{self.path} says {word!r} in its column is_valid: write True or False.")
 
     def _check(self):
         "Raise `BearclfError` for what cannot be learned from."
@@ -218,6 +224,7 @@ def _looked_up(
 # %% ../nbs/03_data.ipynb #03-data-057
 class OpenPhoto(Transform):
     "Opens a photo as `Photo`; a file that the cache knows, from there: training photos drafted, others exact."
+    input_types = Path, str, bytes, Image.Image, ndarray, Tensor
     def __init__(self, side: int): self.drafts, self.exact = PhotoCache(side, draft=True), PhotoCache(side)
 
     def __call__(self, x, split_idx=None, **kwargs): 

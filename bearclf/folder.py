@@ -37,6 +37,7 @@ def check_counts(
     source: Union[str, os.PathLike],  # for messages
 ):
     "Raise `BearclfError` if there are too few photos or labels to learn from, or absurdly many labels."
+    if not counts: raise BearclfError(f"{source} lists no photos: a table needs a line for each.")
     few = [f'{label} ({n})' for label, n in sorted(counts.items()) if n < 2]
     if len(counts) > MOST_LABELS: raise BearclfError(f"{source} has {len(counts)} labels, where {MOST_LABELS} are the most: a label is a kind of thing, not a photo; put the photos into fewer folders.")
     if few: raise BearclfError(f"Each label in {source} needs at least 2 photos; too few in: {', '.join(few[:10])}{' …' if len(few) > 10 else ''}. Add photos or remove the {'folder' if Path(source).is_dir() else 'line'}.")

@@ -7,6 +7,7 @@ __all__ = ['LIKE', 'TIES', 'folder_of', 'one_hand', 'manifest_of', 'groups']
 
 # %% ../nbs/00f_groups.ipynb #4689251b
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -44,11 +45,11 @@ def _ties(
     "Which photos share a field's value: each with the first that has it."
     values = [rows.get(Path(fn), {}).get(field) for fn in fns]
     total, of = Counter(map(label, fns)), Counter((v, label(fn)) for v, fn in zip(values, fns) if v)
-    most = {v: k for (v, k), n in of.items() if 2*n > total[k]}
+    most = {(v, k) for (v, k), n in of.items() if 2*n > total[k]}
     first, pairs = {}, []
-    for i, v in enumerate(values):
-        if v and v not in most and first.setdefault(v, i) != i: pairs.append((i, first[v]))
-    return pairs, [k for (v, k), n in of.items() if 2*n > total[k]]
+    for i, (v, fn) in enumerate(zip(values, fns)):
+        if v and (v, label(fn)) not in most and first.setdefault(v, i) != i: pairs.append((i, first[v]))
+    return pairs, [k for _, k in most]
 
 TIES = ('creator', 'page')  # fields of `photos.jsonl` that keep photos together
 
@@ -80,7 +81,7 @@ def groups(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     rows = manifest_of(fns) if rows is None else rows
-    pairs = _twins([_hashes(look(fn)) for fn in fns])
+    with ThreadPoolExecutor() as pool: pairs = _twins(list(pool.map(lambda fn: _hashes(look(fn)), fns)))
     for field in TIES: pairs += _ties(fns, rows, field, label)[0]
     i, j = np.array(pairs, dtype=int).reshape(-1, 2).T
     return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(len(fns), len(fns))), directed=False)[1]
