@@ -9,7 +9,7 @@ __all__ = ['Photo', 'LabelSplitter', 'GroupSplitter', 'in_valid_folder', 'is_div
 # %% ../nbs/03_data.ipynb #03-data-003
 from fastai.vision.all import *
 
-from .cache import PhotoCache, fill
+from .cache import PhotoCache, fill, photo_hash
 from .core import BearclfError, open_photo, printable, sha256
 from .folder import check_counts, check_division, labelled_photos
 from .groups import groups, one_hand
@@ -280,5 +280,5 @@ def fingerprint(
     label: Callable = None,  # path → label; None: the name of the folder
 ) -> str: # 64 hex digits
     "SHA-256 over label, name and content of the photos, whatever their order."
-    lines = sorted(f'{(label or parent_label)(fn)}/{Path(fn).name} {sha256(fn)}' for fn in fns)
+    lines = sorted(f'{(label or parent_label)(fn)}/{Path(fn).name} {photo_hash(fn)}' for fn in fns)
     return sha256('\n'.join(lines).encode('utf-8', 'surrogateescape'))

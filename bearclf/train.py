@@ -93,7 +93,6 @@ class FixedEarly(Callback):
         for part in self.parts: part.__dict__.pop('forward', None)
 
     def after_batch(self): self.release()
-    def after_validate(self): self.release()
 
 # %% ../nbs/04_train.ipynb #3b08a72b
 def _mallopt(*settings):
@@ -433,7 +432,7 @@ def train(
         epochs_seen = Epochs(_checkpoint(out), seed, resumed)
         stopped = _fit(learn, epochs, lr, epochs_seen)
         if rank_distrib(): return learn
-        record = dict(processes=max(1, num_distrib())) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})
+        record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})
         part = new_folder(out, force or resume)
         with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter) | record, epochs_seen.rows, part)
         put_folder(part, out)
@@ -452,8 +451,6 @@ def _fit(learn: Learner, epochs: int, lr: float, seen: Epochs) -> bool: # whethe
         if seen.done == epochs + 1: seen.take(learn, 'last.pth')  # only the run folder was missing
     except KeyboardInterrupt:
         if not seen.rows: raise
-        for cb in learn.cbs:
-            if isinstance(cb, FixedEarly): cb.release()
         seen.take(learn)
     finally: 
         if learn.dls.device.type == 'cuda': learn.to_fp32()
