@@ -113,7 +113,7 @@ def fill(
     folder = cache.folder or cache_folder()
     try: places = dict(zip(fns, _each(cache.place, fns)))
     except OSError as e: return [(e.filename, f'{Path(e.filename).name} cannot be read: {e.strerror}.')]
-    missing = list({places[fn]: fn for fn in fns if not _touched(places[fn])}.values())  # of equal photos, one
+    missing = list({places[fn]: fn for fn in fns if not _touched(places[fn], cache.bytes)}.values())  # of equal photos, one
     if not missing: return []
     budget = _Budget(cache, folder, set(places.values()), len(missing))
     def one(fn):
@@ -126,8 +126,8 @@ def _each(f, items):
     "`f` of each, a thread a core."
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool: yield from pool.map(f, items)
 
-def _touched(path: Path) -> bool: # whether it is there; if so, it was just used
-    try: os.utime(path); return True
+def _touched(path: Path, size: int) -> bool: # whether it is there as a whole; if so, it was just used
+    try: os.utime(path); return path.stat().st_size == size
     except OSError: return False
 
 class _Budget:

@@ -37,6 +37,7 @@ def main(
     "Run the command line."
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')  # a file name need not be UTF-8
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)  # for developers of libraries, not for users
+    warnings.formatwarning = lambda said, *where: f'bearclf: {said}\n'
     try:
         status = app(args, prog_name='bearclf', standalone_mode=False) or 0
         said = 'stopped' if status == 130 else ''  # newer Typers turn Ctrl-C into this status

@@ -7,10 +7,12 @@ __all__ = ['Photo', 'LabelSplitter', 'GroupSplitter', 'in_valid_folder', 'is_div
            'PhotoAugment', 'OpenPhoto', 'CachedDataBlock', 'photo_block', 'fingerprint']
 
 # %% ../nbs/03_data.ipynb #03-data-003
+import warnings
+
 from fastai.vision.all import *
 
 from .cache import PhotoCache, fill, photo_hash
-from .core import BearclfError, open_photo, printable, sha256
+from .core import BearclfError, as_rgb, open_photo, printable, sha256
 from .folder import check_counts, check_division, labelled_photos
 from .groups import groups, one_hand
 from .verify import check_readable, refuse_unreadable, verify_photos
@@ -24,7 +26,7 @@ class Photo(PILImage):
         **kwargs,
     ): 
         if isinstance(fn, (str, Path, bytes)): return cls(open_photo(fn))
-        return cls(fn.convert('RGB')) if isinstance(fn, Image.Image) else super().create(fn, **kwargs)
+        return cls(as_rgb(fn)) if isinstance(fn, Image.Image) else super().create(fn, **kwargs)
 
 # %% ../nbs/03_data.ipynb #03-data-053
 class LabelSplitter:
@@ -106,18 +108,24 @@ def _separator(path: Path) -> str: # what a table's header has most of
     with open(path, encoding='utf-8-sig') as f: header = f.readline()
     return max(',;\t', key=header.count)
 
+def _read_table(path: Path) -> pd.DataFrame: # all text
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', pd.errors.ParserWarning)  # pandas would leave the last column out
+        try: return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig', sep=_separator(path))
+        except pd.errors.ParserWarning: raise BearclfError(f"{path} has more columns than its header names: remove separators at the ends of lines, and quote names that hold one.") from None
+
 class PhotoTable:
     "Photos listed in a CSV file: a column `file` (relative to the CSV's folder; also `name`, `fname`, `path`, `image`), one `label`, and maybe `is_valid`."
     def __init__(self, 
         path: Path,  # the CSV file
     ):
         self.path = Path(path)
-        try: table = pd.read_csv(self.path, dtype=str, keep_default_na=False, encoding='utf-8-sig', sep=_separator(self.path))
+        try: table = _read_table(self.path)
         except (OSError, ValueError) as e: raise BearclfError(f"{self.path} cannot be read as a table ({printable(str(e))}): save it as CSV with a header.") from None
         columns = {c.strip().lower(): c for c in table.columns}
         file = next((columns[c] for c in ('file', 'name', 'fname', 'path', 'image') if c in columns), None)
         if not file or 'label' not in columns: raise BearclfError(f"{self.path} needs a column \"file\" and one \"label\"; it has: {', '.join(map(str, table.columns))}.")
-        fns = [self.path.parent/f.strip() for f in table[file]]
+        fns = [Path(os.path.normpath(self.path.parent/f.strip())) for f in table[file]]
         twice = next((fn for fn, n in Counter(fns).items() if n > 1), None)
         if twice: raise BearclfError(f"{self.path} lists {twice.name} twice: keep one line, for a photo has one label.")
         self.labels = dict(zip(fns, table[columns['label']].str.strip()))
@@ -133,7 +141,7 @@ class PhotoTable:
 
     def _check(self):
         "Raise `BearclfError` for what cannot be learned from."
-        gone = next((fn for fn in self.labels if not fn.is_file()), None)
+        gone = next((fn for fn in self.labels if not os.path.isfile(fn)), None)
         if gone: raise BearclfError(f"{self.path} lists {gone}, which is not there: mend the table, or put the photo in its place.")
         nameless = next((fn for fn, label in self.labels.items() if not label), None)
         if nameless: raise BearclfError(f"{self.path} gives no label for {nameless.name}: fill it in, or remove the line.")

