@@ -151,7 +151,7 @@ def train(
     photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label, or train/ and valid/ with one each; or a CSV file with columns file, label and maybe is_valid.'),
     out: Path = typer.Option('run', help='The run folder to write.'),
     arch: str = typer.Option('tf_efficientnet_lite0', help='A torchvision or timm name; the default needs no download.'),
-    epochs: int = typer.Option(4, help='Epochs with everything learning; one for the head alone comes before.'),
+    epochs: int = typer.Option(4, help='Epochs in which the later layers learn too; one for the head alone comes before.'),
     seed: int = typer.Option(42, min=0, max=10**6, help='Of the split, the head and the augmentation.'),
     force: bool = typer.Option(False, '--force', help='Replace an existing run folder, or one that was not finished.'),
     resume: bool = typer.Option(False, '--resume', help='Go on with a run that was interrupted, after its last whole epoch.'),

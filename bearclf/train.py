@@ -265,7 +265,7 @@ class Epochs(Callback):
         except RuntimeError: raise _damaged(self.folder/'last.pth') from None  # of another network
         smooth = self.recorder.smooth_loss
         smooth.val, smooth.count = (self.state['smooth'] if self.n > 2 else (tensor(0.), 0))  # as the second half of `fine_tune` begins anew
-        if self.state['frozen'] == self._frozen: self.opt.load_state_dict(dict(self.state['opt'], hypers=L(self.state['opt']['hypers'])))  # `unfreeze` begins with an optimizer that remembers nothing
+        if self.state['frozen'] == self._frozen: self.opt.load_state_dict(dict(state=to_device(self.state['opt']['state'], self.dls.device), hypers=L(self.state['opt']['hypers'])))  # `unfreeze` begins with an optimizer that remembers nothing
         del self.state
 
     @property
@@ -333,7 +333,7 @@ def check_folder(
     if out in (here := Path.cwd(), *here.parents): raise BearclfError(f"{out} is where you are: give the name of a new folder, such as run.")
     if out.is_file(): raise BearclfError(f"{out} is a file: give the name of a new folder.")
     if out.is_dir() and any(out.iterdir()):
-        others = {p.name for p in out.iterdir()} - set(ours)
+        others = {p.name for p in out.iterdir()} - {*ours, '.DS_Store', 'Thumbs.db', 'desktop.ini', '.ipynb_checkpoints'}  # the latter come by themselves
         if others: raise BearclfError(f"{out} holds other files ({min(others)}): give the name of a new folder.")
         if not force: raise BearclfError(f"{out} is already there: choose another name, such as {_unused(out)}, or replace it with --force.")
 
@@ -406,15 +406,15 @@ def _plan(
         what = next((k for k in plan if old.get(k) != plan[k]), 'arguments')
         raise BearclfError(f"The unfinished run {out} was started with other {'photos' if what == 'fingerprint' else what} ({str(old.get(what))[:40]}, now {str(plan.get(what))[:40]}): repeat its arguments, or start anew with --force.")
     if old is not None and not resume and not force: raise BearclfError(f"{out} has an unfinished run: go on with --resume, or start anew with --force.")
-    if not resume:
-        for name in ('last.pth', 'best.pth', 'split.json'): (folder/name).unlink(missing_ok=True)
-        write_atomic(folder/'plan.json', plan)
     return resume
 
-def _same_split(folder: Path, dls: DataLoaders, resumed: bool):
-    "Raise `BearclfError` if photos changed sides since the run was interrupted."
+def _begin(folder: Path, plan: dict, dls: DataLoaders, resumed: bool):
+    "Note what is about to be done, in place of what was left unfinished; raises `BearclfError` if a run goes on whose photos changed sides."
     split, file = sha256('\n'.join(sorted(map(str, dls.valid_ds.items))).encode('utf-8', 'surrogateescape')), folder/'split.json'
     if resumed and file.is_file() and json.loads(file.read_text()) != split: raise BearclfError("Other photos validate now than when the run was interrupted: put them back, or start anew with --force.")
+    if not resumed:
+        for name in ('last.pth', 'best.pth'): (folder/name).unlink(missing_ok=True)
+    write_atomic(folder/'plan.json', plan)
     write_atomic(file, json.dumps(split))
 
 def train(
@@ -441,14 +441,15 @@ def train(
     with _held(unfinished):
         try:
             prints = fingerprint(fns, table)
-            resumed = _plan(unfinished, args | dict(fingerprint=prints), resume, force)
+            asked = args | dict(fingerprint=prints)
+            resumed = _plan(unfinished, asked, resume, force)
             set_seed(seed, reproducible=True)
             plan = photo_block(size, seed=seed, table=table)
             processes = max(1, num_distrib())
             dls = plan.dataloaders(photos, bs=max(2, min(bs, len(fns)//4)//processes))
             dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)//processes))  # a split that came with the photos may leave few to learn from
-            _same_split(unfinished, dls, resumed)
             learn = photo_learner(dls, arch)
+            _begin(unfinished, asked, dls, resumed)
             epochs_seen = Epochs(unfinished, seed, resumed)
             stopped = _fit(learn, epochs, lr, epochs_seen)
             if rank_distrib(): return learn
