@@ -236,16 +236,15 @@ def _record(
         metrics=measure(learn))
 
 # %% ../nbs/04_train.ipynb #04-train-037
-def _load_checkpoint(path: Path) -> dict:
-    "What `Epochs` saved, read without running any code in it."
+def _load_checkpoint(path: Path, net: nn.Module) -> dict:
+    "What `Epochs` saved of this network, read without running any code in it."
+    shapes = lambda weights: {k: v.shape for k, v in weights.items()}
     try:
         with zipfile.ZipFile(path) as parts: sound = not parts.testzip()  # PyTorch itself compares no checksums
         state = torch.load(path, map_location='cpu', weights_only=True)
-        if sound and {'model', 'opt', 'frozen', 'rows', 'smooth'} <= set(state): return state
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile): pass
-    raise _damaged(path)
-
-def _damaged(path: Path) -> BearclfError: return BearclfError(f"{path} is damaged: start anew with --force.")
+        if sound and {'model', 'opt', 'frozen', 'rows', 'smooth'} <= set(state) and shapes(state['model']) == shapes(net.state_dict()): return state
+    except (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile): pass
+    raise BearclfError(f"{path} is damaged: start anew with --force.")
 
 class Epochs(Callback):
     "Counts the epochs of both halves of `fine_tune`, seeds each, keeps its row of the table, and leaves a checkpoint in `folder`; epochs up to `done` are skipped."
@@ -253,16 +252,15 @@ class Epochs(Callback):
     def __init__(self,
         folder: Path,    # for the checkpoint
         seed: int = 42,
-        resume: bool = False,  # go on after what `folder` holds
+        resume: nn.Module = None,  # the network that goes on after what `folder` holds; `None`: begin
     ):
-        store_attr()
+        store_attr('folder,seed')
         self.n, self.rows = 0, []
-        if resume: self.state = _load_checkpoint(folder/'last.pth'); self.rows = self.state['rows']
+        if resume is not None: self.state = _load_checkpoint(folder/'last.pth', resume); self.rows = self.state['rows']
         self.done = len(self.rows)
 
     def _load(self):
-        try: self._net.load_state_dict(self.state['model'])
-        except RuntimeError: raise _damaged(self.folder/'last.pth') from None  # of another network
+        self._net.load_state_dict(self.state['model'])
         smooth = self.recorder.smooth_loss
         smooth.val, smooth.count = (self.state['smooth'] if self.n > 2 else (tensor(0.), 0))  # as the second half of `fine_tune` begins anew
         if self.state['frozen'] == self._frozen: self.opt.load_state_dict(dict(state=to_device(self.state['opt']['state'], self.dls.device), hypers=L(self.state['opt']['hypers'])))  # `unfreeze` begins with an optimizer that remembers nothing
@@ -450,7 +448,7 @@ def train(
             dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)//processes))  # a split that came with the photos may leave few to learn from
             learn = photo_learner(dls, arch)
             _begin(unfinished, asked, dls, resumed)
-            epochs_seen = Epochs(unfinished, seed, resumed)
+            epochs_seen = Epochs(unfinished, seed, learn.model if resumed else None)
             stopped = _fit(learn, epochs, lr, epochs_seen)
             if rank_distrib(): return learn
             record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})

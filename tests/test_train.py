@@ -65,6 +65,7 @@ def test_same_seed_same_run(drawn, undisturbed, tmp_path):
 
 
 def test_killed_and_resumed_ends_as_if_nothing_had_happened(drawn, undisturbed, tmp_path, capsys):
+    import torch
     run = tmp_path/"run"
     process = started("train", drawn, "--out", run, "--epochs", 2, **PLAIN)
     wait_for(lambda: rows_of(run) == 2, process)
@@ -74,9 +75,14 @@ def test_killed_and_resumed_ends_as_if_nothing_had_happened(drawn, undisturbed, 
     checkpoint = tmp_path/".run.unfinished"/"last.pth"
     whole = checkpoint.read_bytes()
     middle = len(whole)//2
-    checkpoint.write_bytes(whole[:middle] + bytes(1000) + whole[middle + 1000:])
-    status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 2, "--resume")
-    assert status == 2 and one_line(err) and "damaged" in err, err
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"].popitem()
+    torch.save(state, tmp_path/"other")
+    for broken in (whole[:middle] + bytes(1000) + whole[middle + 1000:], (tmp_path/"other").read_bytes()):
+        checkpoint.write_bytes(broken)
+        status, _, err = bearclf("train", drawn, "--out", run, "--epochs", 2, "--resume")
+        assert status == 2 and one_line(err) and err.startswith(f"bearclf: {checkpoint} is damaged"), err
+    (tmp_path/"other").unlink()
     checkpoint.write_bytes(whole)
     for said, options in {"--resume": [], "other epochs": ["--resume", "--epochs", 3], "other arch": ["--resume", "--epochs", 2, "--arch", "resnet18"]}.items():
         status, err = told(capsys, "train", drawn, "--out", run, *(options or ["--epochs", 2]))
