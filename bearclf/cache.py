@@ -108,6 +108,7 @@ def fill(
     cache: PhotoCache,
     fns: list,                # paths
     progress: Callable = lambda items, total: items,  # wraps the photos that have to be opened, as a progress bar does
+    keep: set = (),           # places of other photos that must not make room
 ) -> list: # (path, reason) for each photo that cannot be opened; best empty
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()
@@ -115,7 +116,7 @@ def fill(
     except OSError as e: return [(e.filename, f'{Path(e.filename).name} cannot be read: {e.strerror}.')]
     missing = list({places[fn]: fn for fn in fns if not _touched(places[fn], cache.bytes)}.values())  # of equal photos, one
     if not missing: return []
-    budget = _Budget(cache, folder, set(places.values()), len(missing))
+    budget = _Budget(cache, folder, {*places.values(), *keep}, len(missing))
     def one(fn):
         try: im = cache.make(fn)
         except PhotoError as e: return str(e)

@@ -250,22 +250,23 @@ class CachedDataBlock(DataBlock):
         if not presize: return super().datasets(source, verbose)
         opener, items = self.type_tfms[0][0], L((self.get_items or noop)(source))
         refuse_unreadable(_filled(opener.drafts, items), source)
+        drafts = {opener.drafts.place(fn) for fn in items}
         if isinstance(self.splitter, GroupSplitter): self.splitter.look = opener.drafts.open
         dsets = super().datasets(source, verbose)
-        refuse_unreadable(_filled(opener.exact, dsets.valid.items), source)
+        refuse_unreadable(_filled(opener.exact, dsets.valid.items, drafts), source)
         return dsets
 
     def dataloaders(self, source, **kwargs):
         if self.presize and default_device().type == 'cpu': kwargs.setdefault('num_workers', 0)  # a photo from the cache takes 1 ms; worker processes would cost more than they bring
         return super().dataloaders(source, **kwargs)
 
-def _filled(cache, fns) -> list:
+def _filled(cache, fns, keep=()) -> list:
     "`fill` with a bar."
     def bar(items, total):
         shown = progress_bar(items, total=total, leave=False)
         shown.comment = 'opening photos'
         return shown
-    return fill(cache, list(fns), bar)
+    return fill(cache, list(fns), bar, keep)
 
 def photo_block(
     size: int = 224,         # pixels, both ways

@@ -19,7 +19,7 @@ from .core import BearclfError, now, open_photo, photo_files, sha256, write_atom
 from .data import fingerprint, photo_set
 from .folder import labelled_photos
 from .verify import check_readable
-from .train import new_folder, put_folder, versions, wilson
+from .train import new_folder, normalization, put_folder, versions, wilson
 
 # %% ../nbs/07_export.ipynb #07-export-018
 class BundleNet(nn.Module):
@@ -32,7 +32,7 @@ class BundleNet(nn.Module):
     ):
         super().__init__()
         self.body, self.head = (deepcopy(m).cpu().eval() for m in learn.model)
-        for name, value in zip(('mean', 'std'), _stats(learn)): self.register_buffer(name, value.view(1, 3, 1, 1))
+        for name, value in zip(('mean', 'std'), normalization(learn.dls) or (torch.zeros(3), torch.ones(3))): self.register_buffer(name, value.view(1, 3, 1, 1))
         self.register_buffer('references', references)
         self.temperature, self.k = temperature, k
 
@@ -52,11 +52,6 @@ def unit(
 ) -> Tensor: # `[N, D]`, each of length 1
     "The average over the photo, scaled to length 1."
     return F.normalize(fmap.mean((2, 3)), dim=1)
-
-def _stats(learn: Learner) -> tuple: # mean, std, each `[3]`
-    "What the learner normalises with; none means 0 and 1."
-    norms = [f for f in learn.dls.valid.after_batch.fs if isinstance(f, Normalize)]
-    return (norms[0].mean.flatten().cpu().float(), norms[0].std.flatten().cpu().float()) if norms else (torch.zeros(3), torch.ones(3))
 
 # %% ../nbs/07_export.ipynb #07-export-021
 def _resize_words(
@@ -273,26 +268,41 @@ def measure_strangers(
 # %% ../nbs/07_export.ipynb #07-export-047
 def _share(right, n): return f'{right} of {n} ({100*right/n:.1f} %, 95 % interval {100*wilson(right, n)[0]:.1f}–{100*wilson(right, n)[1]:.1f} %)' if n else 'none'
 
+def _how_good(spec: dict) -> list: # lines of markdown
+    "What was measured on held-out photos."
+    m = spec['metrics']
+    strangers = [f"- Photos of other things, `{s['name']}`: {_share(s['n'] - s['verdicts'].get('out_of_domain', 0), s['n'])} were *not* recognised as such." for s in m['strangers']]
+    return [
+        f"- Right: {_share(m['right'], m['n'])} of held-out photos.",
+        *[f"- {label}: {_share(r['right'], r['n'])}." for label, r in m['recall'].items()],
+        f"- It was confident about {m['confident']['n']} of {m['n']}; of those {_share(m['confident']['right'], m['confident']['n'])} were right.",
+        f"- Held-out photos wrongly taken for something else: {m['verdicts'].get('out_of_domain', 0)} of {m['n']}.",
+        *(strangers or ['- How it does on photos of other things was not measured.'])]
+
+def _unknown(spec: dict) -> list: # lines of markdown
+    "What to say of a model whose photos nobody has."
+    return ['- Not measured, as there were no photos to measure it on. Do that before you rely on it.',
+            '- It never says that a photo shows none of its labels: there was nothing to compare photos with.',
+            f"- It is confident from a probability of {spec['thresholds']['sure']} on, which is a guess."]
+
 def card(
     spec: dict,       # bundle.json
     notes: str = '',  # more about the photos, as markdown
 ) -> str: # markdown
     "What people should know before they trust the model; every number comes from `spec`."
     m, counts = spec['metrics'], spec['data']['counts']
-    strangers = [f"- Photos of other things, `{s['name']}`: {_share(s['n'] - s['verdicts'].get('out_of_domain', 0), s['n'])} were *not* recognised as such." for s in m['strangers']]
+    learned = f"{sum(counts.values())} photos: " + ', '.join(f'{n} {label}' for label, n in counts.items()) + f". {m['n']} of them were held out: the model never learned from those, and how good it is was measured on them."
+    fitted = 'The held-out photos come from the same collection as the training photos, and the temperature and both thresholds were fitted on them. On photos from elsewhere expect worse, and measure it.'
+    lent = 'It was measured on one half of a folder of photos that came with the conversion, and the temperature and both thresholds were fitted on them; the other half is what `known` compares with.'
     return '\n'.join([
         f"# A classifier for {', '.join(spec['labels'])}", '',
         '## What it learned from', '',
-        f"{sum(counts.values())} photos: " + ', '.join(f'{n} {label}' for label, n in counts.items()) + f". {m['n']} of them were held out: the model never learned from those, and how good it is was measured on them.", '',
+        learned if counts else "Unknown: it was converted from an `export.pkl`, which holds no photos.", '',
         *([notes.strip(), ''] if notes else []),
         '## How good it is', '',
-        f"- Right: {_share(m['right'], m['n'])} of held-out photos.",
-        *[f"- {label}: {_share(r['right'], r['n'])}." for label, r in m['recall'].items()],
-        f"- It was confident about {m['confident']['n']} of {m['n']}; of those {_share(m['confident']['right'], m['confident']['n'])} were right.",
-        f"- Held-out photos wrongly taken for something else: {m['verdicts'].get('out_of_domain', 0)} of {m['n']}.",
-        *(strangers or ['- How it does on photos of other things was not measured.']),
+        *(_how_good(spec) if m['n'] else _unknown(spec)),
         f"- Largest difference from the learner it came from: {m['parity']['largest_difference']:.4f} over {m['parity']['n']} photos.", '',
-        'The held-out photos come from the same collection as the training photos, and the temperature and both thresholds were fitted on them. On photos from elsewhere expect worse, and measure it.', '',
+        *([fitted if counts else lent, ''] if m['n'] else []),
         '## What it is not for', '',
         'Any decision on which somebody\'s safety depends. Photos unlike its training photos: night cameras, video stills, animals far away or half hidden. Labels other than those above: it can only say that a photo looks like none of them, and it can be wrong about that, too.', ''])
 
@@ -307,9 +317,9 @@ def _spec(
     "What a bundle says of itself."
     fns = [fn for part in photos.values() for fn, _ in part]
     counts = Counter(label for part in photos.values() for _, label in part)
+    data = dict(fingerprint=fingerprint(fns), counts=dict(sorted(counts.items())), held_out=len(photos['valid'])) if photos else dict(fingerprint=None, counts={}, held_out=0)
     return dict(schema=SCHEMA, labels=[str(v) for v in learn.dls.vocab], image=image, thresholds=thresholds,
-                data=dict(fingerprint=fingerprint(fns), counts=dict(sorted(counts.items())), held_out=len(photos['valid'])),
-                versions=record.get('versions') or versions(), created=record.get('created') or now())
+                data=data, versions=record.get('versions') or versions(), created=record.get('created') or now())
 
 def _finish(
     part: Path,    # folder with model.onnx in it
@@ -331,6 +341,8 @@ def export_bundle(
     strangers: list = (),      # folders with photos of other things, to measure on
     notes: str = '',           # more for the card, as markdown
     force: bool = False,       # replace an existing bundle
+    converted: bool = False,   # `photos` are not those it learned from, and the card says so
+    thresholds: dict = None,   # {'known', 'sure'}: then nothing is fitted or measured, and `photos` only serve to compare; None: from `photos`
 ) -> Path: # the bundle folder
     "Write a bundle, checked against the learner; raises `BearclfError` if they disagree, and then writes nothing."
     if weights not in TOLERANCE: raise BearclfError(f"Weights can be stored as {' or '.join(TOLERANCE)}, not as \"{weights}\".")
@@ -338,14 +350,15 @@ def export_bundle(
     photos, image = photos or learner_photos(learn), image_words(learn)
     part = new_folder(out, force, BUNDLE_FILES)
     try:
-        net, thresholds = calibrate(learn, photos, image)
+        measured = thresholds is None
+        net, thresholds = calibrate(learn, photos, image) if measured else (BundleNet(learn), thresholds)
         _to_onnx(net, image['size'], part/'model.onnx', half=weights == 'float16')
-        spec = _spec(learn, photos, image, thresholds, record or {})
+        spec = _spec(learn, {} if converted else photos, image, thresholds, record or {})
         _finish(part, spec | dict(metrics={}), '')
         clf = Classifier(part)
         fns = [fn for fn, _ in [*photos['valid'], *photos['train']]][:max(200, len(photos['valid']))]
         worst = parity(clf, learner_probs(learn, fns, net.temperature), fns, TOLERANCE[weights])
-        metrics = measure_bundle(clf, photos['valid'])
+        metrics = measure_bundle(clf, photos['valid']) if measured else dict(n=0, right=0)
         metrics |= dict(parity=dict(largest_difference=worst, n=len(fns)), temperature=net.temperature, weights=weights,
                         strangers=[measure_strangers(clf, folder) for folder in strangers])
         _finish(part, spec | dict(metrics=metrics), notes)

@@ -6,7 +6,7 @@ Every round has a seed of its own and runs, one after the other, on the same pho
   torch     a plain PyTorch loop over that backbone with torchvision's reference settings (SGD, cosine, crop and flip), as many epochs
   bearclf   `bearclf.train.train` with its defaults, on an empty cache
   resnet18  `bearclf.train.train` with resnet18, on the cache that is there by now
-Then the training loaders, three times in turn, a training step as each callback joins, and the time of `bearclf.train.train` for 100, 200, 400 and 1 600 photos.
+Then the training loaders, three times in turn, a training step as each callback joins, the error with two choices undone, and the time of `bearclf.train.train` for 100, 200, 400 and 1 600 photos.
 """
 import argparse
 import os
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 warnings.filterwarnings("ignore")
@@ -53,11 +54,7 @@ def course(photos, valid, seed):
 
 def plain(photos, valid, seed):
     dls = cells(valid).dataloaders(photos)
-    learn = vision_learner(dls, bt.OFFLINE_ARCH, metrics=error_rate, pretrained=False)
-    body = learn.model[0].model
-    body.load_state_dict(bt._lite0_weights(body), strict=False)
-    dls.add_tfms([Normalize.from_stats([127/255]*3, [128/255]*3)], "after_batch")
-    learn.freeze()
+    learn = vision_learner(dls, bt.efficientnet_lite0, metrics=error_rate)
     learn.fine_tune(EPOCHS)
     learn.export(work/"export.pkl")
     return learn
@@ -157,10 +154,10 @@ def steps(photos):
     dls = photo_block(seed=0).dataloaders(photos, bs=32)
     batch = dls.one_batch()
     again = lambda n: TfmdDL([batch]*n, bs=None, device=batch[0].device)
-    ours, names = bt.fast_callbacks(bt._lite0_early), ("FixedStatistics", "ChannelsLast", "KeepMemory", "FixedEarly")
+    ours, names = bt.fast_callbacks(), ("FixedStatistics", "ChannelsLast", "KeepMemory", "FixedEarly")
     for n in range(len(names) + 1):
         cbs = [cb for cb in ours if type(cb).__name__ in names[:n]]
-        learn = bt.photo_learner(dls, metrics=[], train_bn=True, cbs=cbs)
+        learn = vision_learner(dls, bt.efficientnet_lite0, lin_ftrs=[], concat_pool=False, cbs=cbs)
         learn.dls = DataLoaders(again(4), again(1))
         learn.unfreeze()
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(Clock()): learn.fit(3, 1e-4)
@@ -173,6 +170,29 @@ class Clock(Callback):
     def before_batch(self): self.start = time.perf_counter()
     def after_batch(self):
         if self.training and self.epoch: self.learn.took.append(time.perf_counter() - self.start)
+
+
+def choices(photos, n=3):
+    "What the larger learning rate is worth after the first epoch, and FixedStatistics after the last, over seeds."
+    wrong = {}
+    for seed in range(n):
+        dls = photo_block(seed=seed).dataloaders(photos, bs=32)
+        for name, lr, left_out in (("as it is", 1e-2, None), ("learning rate 0.002", 2e-3, None), ("without FixedStatistics", 1e-2, bt.FixedStatistics)):
+            set_seed(seed)
+            learn, seen = bt.photo_learner(dls), Errors()
+            if left_out: learn.remove_cb(left_out)
+            with learn.no_bar(), learn.no_logging(): learn.fine_tune(EPOCHS, lr, cbs=seen)
+            wrong.setdefault(name, []).append(seen.each)
+    for name, each in wrong.items():
+        first, *_, last = zip(*each)
+        print(f"{name}: wrong {interval(first)} after the first epoch, {interval(last)} after the last", flush=True)
+
+
+class Errors(Callback):
+    "The error rate of each epoch, of both halves of `fine_tune`."
+    order = Recorder.order + 1
+    def __init__(self): self.each = []
+    def after_epoch(self): self.each.append(float(self.learn.final_record[-1]))
 
 
 def linear(photos):
@@ -193,7 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("rounds", "loaders", "steps", "linear"))
+    parser.add_argument("--only", choices=("rounds", "loaders", "steps", "choices", "linear"))
     parser.add_argument("--ways", nargs="*", choices=WAYS, help="for --only rounds")
     args = parser.parse_args()
     for name in set(WAYS) - set(args.ways or WAYS): del WAYS[name]
@@ -201,6 +221,7 @@ def main():
     if args.only in (None, "loaders"): loaders(args.photos)
     if args.only in (None, "rounds"): rounds(args.photos, args.rounds)
     if args.only in (None, "steps"): steps(args.photos)
+    if args.only in (None, "choices"): choices(args.photos)
     if args.only in (None, "linear"): linear(args.photos)
 
 

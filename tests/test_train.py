@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,10 @@ def test_splits_that_come_with_the_photos_are_kept(drawn, tmp_path):
     listed, divided = record(tmp_path/"table"), record(tmp_path/"folders")
     assert listed["labels"] == ["my black", "my teddy"] and listed["split"]["valid"] == valid and listed["split"]["kind"] == "given"
     assert len(divided["split"]["valid"]) == len(valid) and all(fn.startswith("valid/") for fn in divided["split"]["valid"])
+    twin = tmp_path/"split"/divided["split"]["valid"][0]
+    shutil.copy(twin, tmp_path/"split"/"train"/twin.parent.name/f"again{twin.suffix}")
+    status, out, _ = bearclf("train", tmp_path/"split", "--out", tmp_path/"leak", "--epochs", 1)
+    assert status == 0 and record(tmp_path/"leak")["split"]["copies"] == [divided["split"]["valid"][0]] and twin.name in out
     status, _, err = bearclf("export", tmp_path/"table", "--out", tmp_path/"bundle")
     assert status == 0, err
 
@@ -229,6 +234,41 @@ def test_a_learner_sees_photos_however_they_come(drawn):
         photo_learner(dls)
     assert all(abs(float((a - answers[0]).abs().max())) < 1e-6 for a in answers)
     assert float((dls.valid.one_batch()[0] - batch).abs().max()) == 0
+
+
+def test_the_course_line_takes_our_network(drawn):
+    "`vision_learner(dls, efficientnet_lite0, ...)` is fastai's own learner: pretrained, frozen, normalised; its early layers stay as they are."
+    import torch
+    from fastai.vision.all import error_rate, vision_learner
+    from bearclf.train import efficientnet_lite0, fast_callbacks, normalization
+    dls = loaded(drawn)
+    learn = vision_learner(dls, efficientnet_lite0, metrics=error_rate, cbs=fast_callbacks())
+    assert [round(float(v[0]), 4) for v in normalization(dls)] == [round(127/255, 4), round(128/255, 4)]
+    imagenet = efficientnet_lite0()
+    early, late = (lambda net: [p.clone() for part in net[:8] for p in part.parameters()]), (lambda net: [p.clone() for part in net[8:] for p in part.parameters()])
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    assert all(map(torch.equal, early(learn.model[0]), early(imagenet)))
+    assert not all(map(torch.equal, late(learn.model[0]), late(imagenet[:11])))
+
+
+def test_a_second_learner_and_the_normalisation_of_the_first(drawn, tmp_path, monkeypatch):
+    "Another network's learner says that it took the DataLoaders over; one that cannot be made leaves them as they were; callbacks join the fast ones."
+    import torch
+    from fastai.vision.all import Callback
+    from bearclf import train as bt
+    class Mine(Callback): pass
+    dls = loaded(drawn)
+    learn = bt.photo_learner(dls, cbs=Mine())
+    assert {"Mine", "FixedEarly", "FixedStatistics"} <= {type(cb).__name__ for cb in learn.cbs}
+    before = bt.normalization(dls)
+    with pytest.raises(bt.BearclfError, match="did you mean"): bt.photo_learner(dls, "resnet81")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody there
+    urllib.request.install_opener(None)
+    with pytest.raises(bt.BearclfError, match="connect once"): bt.photo_learner(dls, "resnet18")
+    assert all(map(torch.equal, before, bt.normalization(dls)))
+    with pytest.warns(UserWarning, match="make new ones"): bt.photo_learner(dls, "resnet18", pretrained=False)
+    assert bt.normalization(dls) == ()
 
 
 def test_a_picture_in_memory_is_turned_upright():
