@@ -10,7 +10,7 @@ import os, re, shutil, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Iterable, Optional
 
 import numpy as np
 from PIL import Image
@@ -108,7 +108,7 @@ def fill(
     cache: PhotoCache,
     fns: list,                # paths
     progress: Callable = lambda items, total: items,  # wraps the photos that have to be opened, as a progress bar does
-    keep: set = (),           # places of other photos that must not make room
+    keep: Iterable = (),      # places of other photos that must not make room
 ) -> list: # (path, reason) for each photo that cannot be opened; best empty
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()

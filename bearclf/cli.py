@@ -171,7 +171,8 @@ def _say_run(out: Path, run: dict):
     metrics, parted = run['metrics'], run['split']['parted']
     low, high = metrics['accuracy_interval']
     if parted: print(f"More than half of the photos of {', '.join(map(printable, parted))} are by one author, from one page, or alike, and lie on both sides of the split: their numbers may flatter.")
-    if copies := run['split']['copies']: print(f"{len(copies)} validation photos are among the training photos too ({printable(copies[0])}): the model has seen them, and its accuracy flatters.")
+    if copies := run['split']['copies']: print(f"Among the validation photos are training photos, {len(copies)} in number ({printable(copies[0])}): the model has seen them, and its accuracy flatters.")
+    if blind := [label for label, seen in metrics['recall'].items() if not seen['n']]: print(f"No photo of {', '.join(map(printable, blind))} validates, so nothing is known of how well it is recognised.")
     print(f"{metrics['right']} of {metrics['n']} validation photos right: {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}). Written to {out}.")
     if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs; this is the best of them. To go on: repeat the command with --resume."); raise typer.Exit(130)
 
@@ -198,8 +199,13 @@ def export(
     from bearclf.export import export_run
     from bearclf.classify import Classifier
     bundle = export_run(run, out, photos, weights=weights.value, strangers=ood, notes=notes.read_text(encoding='utf-8', errors='replace') if notes else '', force=force)
-    m = Classifier(bundle).metrics
-    print(f"{bundle}: {(bundle/'model.onnx').stat().st_size/1e6:.1f} MB, {m['right']} of {m['n']} held-out photos right, at most {m['parity']['largest_difference']:.4f} from the learner.")
+    print(f"{bundle}: {_about(Classifier(bundle))}")
+
+def _about(clf) -> str:
+    "Size and quality of a bundle, in a line."
+    m = clf.metrics
+    right = f"{m['right']} of {m['n']} held-out photos right" if m['n'] else 'not measured, for there were no photos (--photos)'
+    return f"{(clf.folder/'model.onnx').stat().st_size/1e6:.1f} MB, {right}, at most {m['parity']['largest_difference']:.4f} from the learner."
 
 @app.command()
 def convert(
@@ -218,10 +224,8 @@ def convert(
     from bearclf.convert import convert
     from bearclf.classify import Classifier
     found = convert(file, out, photos, weights=weights.value, strangers=ood, force=force)
-    m = Classifier(out).metrics
     if found.would_run: print(f"{file} asks for {', '.join(map(printable, found.would_run[:5]))}, which no learner needs. Nothing of it was run; still, ask whom it is from.")
-    measured = f"{m['right']} of {m['n']} photos right" if m['n'] else 'not measured, for there were no photos (--photos)'
-    print(f"{out}: {found.arch} with the labels {', '.join(map(printable, found.labels[:10]))}, {(out/'model.onnx').stat().st_size/1e6:.1f} MB, {measured}, at most {m['parity']['largest_difference']:.4f} from the learner.")
+    print(f"{out}: {found.arch} with the labels {', '.join(map(printable, found.labels[:10]))}, {_about(Classifier(out))}")
 
 # %% ../nbs/13_cli.ipynb #13-cli-025
 def _files(

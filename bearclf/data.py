@@ -250,10 +250,9 @@ class CachedDataBlock(DataBlock):
         if not presize: return super().datasets(source, verbose)
         opener, items = self.type_tfms[0][0], L((self.get_items or noop)(source))
         refuse_unreadable(_filled(opener.drafts, items), source)
-        drafts = {opener.drafts.place(fn) for fn in items}
         if isinstance(self.splitter, GroupSplitter): self.splitter.look = opener.drafts.open
         dsets = super().datasets(source, verbose)
-        refuse_unreadable(_filled(opener.exact, dsets.valid.items, drafts), source)
+        refuse_unreadable(_filled(opener.exact, dsets.valid.items, keep=map(opener.drafts.place, items)), source)
         return dsets
 
     def dataloaders(self, source, **kwargs):

@@ -25,10 +25,11 @@ def _twins(
     most: int = LIKE,
 ) -> list: # pairs of indices
     "Which photos look alike."
-    seen, pairs = Twins(), []
-    for i, both in enumerate(hashes):
-        pairs += [(i, j) for j in sorted({j for h in both for _, j in seen.near(h, most)})]
-        seen.add(both[0], i)
+    upright, mirrored, pairs = Twins(), Twins(), []
+    for i, (own, mirror) in enumerate(hashes):
+        near = upright.near(own, most), upright.near(mirror, most), mirrored.near(own, most)  # each way, so that the order of the photos does not matter
+        pairs += [(i, j) for j in sorted({j for found in near for _, j in found})]
+        upright.add(own, i); mirrored.add(mirror, i)
     return pairs
 
 def _hashes(im: Image.Image) -> tuple:

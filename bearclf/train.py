@@ -64,18 +64,16 @@ def _once(part: nn.Module, features: Tensor) -> Callable: # a `forward` for one 
     return forward
 
 class FixedEarly(Callback):
-    "Keeps the early layers frozen (what `early` or `model_meta` names, or the first of three parameter groups; else none), and remembers what they make of validation photos."
+    "Keeps the early layers frozen (those that `model_meta` counts, or the first of three parameter groups; else none), and remembers what they make of validation photos."
     order = MixedPrecision.order + 1
     def __init__(self, 
-        early: Callable = None,  # model → its first modules, in the order in which they are called
-        most: int = 10**9,       # bytes of features to remember
+        most: int = 10**9,  # bytes of features to remember
     ): store_attr(); self.kept, self.parts, self.weights, self.fitting = {}, [], [], False
 
     def __getstate__(self): return self.__dict__ | dict(kept={}, parts=[], weights=[], fitting=False)
 
     def _early(self) -> list:
         model = getattr(self.learn.model, 'module', self.learn.model)
-        if self.early: return list(self.early(model))
         if n := model_meta.get(getattr(self.learn, 'arch', None), {}).get('early'): return list(model[0][:n])
         if len(self.opt.param_lists) < 3: return []
         if self.opt.frozen_idx == 0: self.learn.freeze_to(1)

@@ -1,6 +1,6 @@
 """How far photos are from their copies, and from each other: python benchmarks/copies.py PHOTOS
 
-Prints the numbers that `NEAR` and `ALIKE` of bearclf.verify and `LIKE` of bearclf.groups were chosen by: pairs of different files within a few bits of perceptual
+Prints the numbers that `NEAR` and `ALIKE` of bearclf.verify were chosen by, and what `LIKE` of bearclf.groups finds: pairs of different files within a few bits of perceptual
 hash, and, for a copy of every photo saved smaller and at a lower quality and for ones cropped by 2 % and 5 % a side, its bits and its correlation.
 """
 import io

@@ -31,17 +31,17 @@ def drawn(tmp_path_factory):
 def which_bear(fn): return Path(fn).parent.name
 
 
-def learner_on(photos, arch, get_y=which_bear, **kwargs):
+def learner_on(photos, arch=None, get_y=which_bear, item_tfms=None, batch_tfms=None, **kwargs):
     from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, Resize, aug_transforms, error_rate, get_image_files, vision_learner
-    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=get_y, item_tfms=Resize(96), batch_tfms=aug_transforms())
-    return vision_learner(block.dataloaders(photos, bs=8, num_workers=0), arch, metrics=error_rate, pretrained=False, **kwargs)
+    from torchvision.models import squeezenet1_1
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=get_y, item_tfms=item_tfms or Resize(96), batch_tfms=batch_tfms or aug_transforms())
+    return vision_learner(block.dataloaders(photos, bs=8, num_workers=0), arch or squeezenet1_1, metrics=error_rate, pretrained=False, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def plain(drawn, tmp_path_factory):
     "An untrained learner, its export, and its answers."
-    from torchvision.models import squeezenet1_1
-    learn = learner_on(drawn, squeezenet1_1)
+    learn = learner_on(drawn)
     file = tmp_path_factory.mktemp("export")/"export.pkl"
     learn.export(file)
     return learn, file
@@ -67,6 +67,60 @@ def test_answers_as_the_learner_that_was_exported(drawn, tmp_path, arch):
     fns = sorted(drawn.glob("*/*.*"))[:12]
     assert found.arch == arch.split()[-1] and found.labels == list(learn.dls.vocab) and found.would_run == []
     assert float((answers(found.learner(drawn), fns) - answers(learn, fns)).abs().max()) < 1e-4
+
+
+def silent_changes():
+    "Learners that `vision_learner` does not make like this; each changes the answers."
+    from fastai.vision.all import Callback, CropPad, CrossEntropyLossFlat, Normalize, RandomResizedCrop, Resize, nn
+    class Grey(Callback):
+        def before_batch(self): self.learn.xb = (self.x.mean(1, keepdim=True).expand_as(self.x),)
+    def transforms(**kwargs): return lambda photos: learner_on(photos, **kwargs)
+    def after(change):
+        def made(photos):
+            learn = learner_on(photos)
+            change(learn)
+            return learn
+        return made
+    def other_activation(learn):
+        learn.loss_func = CrossEntropyLossFlat()
+        learn.loss_func.activation = doubled
+    def padded(learn): next(m for m in learn.model[0].modules() if isinstance(m, nn.Conv2d) and m.padding != (0, 0)).padding_mode = "circular"
+    return dict(
+        layer_added=after(lambda learn: learn.model[0].append(nn.Sigmoid())), layer_gone=after(lambda learn: learn.model[0][0]._modules.pop("1")),
+        other_layer=after(lambda learn: learn.model[0][0].__setitem__(1, nn.Sequential(nn.Sigmoid()))), padding=after(padded), head_pool=after(lambda learn: setattr(learn.model[1][0], "mp", nn.AdaptiveAvgPool2d(1))),
+        body_hook=after(lambda learn: learn.model[0].register_forward_hook(doubled)), head_hook=after(lambda learn: learn.model[1].register_forward_hook(doubled)), forward=after(lambda learn: setattr(learn.model, "forward", upside)),
+        callback=after(lambda learn: learn.add_cb(Grey())), activation=after(other_activation), normalised_twice=after(lambda learn: [learn.dls.add_tfms([Normalize.from_stats([m]*3, [.2]*3)], "after_batch") for m in (.4, .6)]),
+        nearest=transforms(item_tfms=Resize(96, resamples=(0, 0))), crop_after=transforms(item_tfms=[Resize(96), CropPad(64)]), random_nearest=transforms(item_tfms=RandomResizedCrop(96, resamples=(0, 0))))
+
+
+def doubled(*args): return 2*args[-1]
+def upside(x): return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["layer_added", "layer_gone", "other_layer", "padding", "head_pool", "body_hook", "head_hook", "forward", "callback", "activation", "normalised_twice", "nearest", "crop_after", "random_nearest"])
+def test_what_would_answer_otherwise_is_refused(drawn, tmp_path, name):
+    from bearclf.convert import read_export
+    silent_changes()[name](drawn).export(tmp_path/"export.pkl")
+    with pytest.raises(BearclfError, match="cannot be converted"): read_export(tmp_path/"export.pkl")
+
+
+@pytest.mark.parametrize("how", ["wide crop", "wide squish", "wide pad", "wide random", "numpy labels", "normalised", "linear head"])
+def test_what_answers_the_same_is_taken(drawn, tmp_path, how):
+    import numpy as np
+    from fastai.vision.all import Normalize, RandomResizedCrop, Resize
+    from bearclf.classify import resize
+    from bearclf.convert import read_export
+    from bearclf.core import open_photo
+    from bearclf.export import image_words
+    tfm = RandomResizedCrop((64, 96)) if how == "wide random" else Resize((64, 96), method=how.split()[1], pad_mode="zeros") if how.startswith("wide") else Resize(96)
+    more = dict(get_y=lambda fn: np.str_(which_bear(fn))) if how == "numpy labels" else dict(batch_tfms=Normalize.from_stats([.4]*3, [.2]*3)) if how == "normalised" else dict(lin_ftrs=[], concat_pool=False, bn_final=True) if how == "linear head" else {}
+    learn = learner_on(drawn, item_tfms=tfm, **more)
+    learn.export(tmp_path/"export.pkl")
+    found = read_export(tmp_path/"export.pkl")
+    fns = sorted(drawn.glob("*/*.*"))[:12]
+    assert found.labels == [str(v) for v in learn.dls.vocab]
+    assert float((answers(found.on(fns, lambda fn: found.labels[len(fn.name) % 2]), fns) - answers(learn, fns)).abs().max()) < 1e-4
+    assert resize(open_photo(fns[0]), image_words(found.on(fns, lambda fn: found.labels[0]))).shape[:2] == ((64, 96) if how.startswith("wide") else (96, 96))
 
 
 class Named:
@@ -152,13 +206,38 @@ def test_damaged_exports_are_refused_quickly(plain, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
-def test_requests_for_room_are_refused(plain, tmp_path):
+def nested(learn):
+    "Forty layers, each of which holds the next one twice."
+    from fastai.vision.all import nn
+    layer = nn.ReLU()
+    for _ in range(40): layer = nn.Sequential(layer, layer)
+    learn.model[1].append(layer)
+
+
+def test_requests_for_room_are_refused(plain, drawn, tmp_path):
+    import torch
     from bearclf.convert import read_export
     _, file = plain
     long_put, bomb = b"\x80\x02]r" + (2**31 - 1).to_bytes(4, "little") + b".", b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
     deep = b"\x80\x02" + b"]"*100_000 + b"a"*99_999 + b"."
-    for code in (long_put, bomb, deep):
-        with pytest.raises(BearclfError): read_export(rebuilt(file, tmp_path/"bad.pkl", lambda _: code))
+    doubling = b"\x80\x02}K\x01" + b"2\x86"*60 + b"K\x01s."  # a key of tuples of tuples, 60 deep: forever to hash
+    names = b"\x80\x02" + b"".join(b"cm\nn%d\n0" % i for i in range(100_000)) + b"N."
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for code in (long_put, bomb, deep, doubling, names, b"\x80\x02" + b"N0"*2_000_000 + b"N."):
+        start = time.monotonic()
+        with pytest.raises(BearclfError) as refused: read_export(rebuilt(file, tmp_path/"bad.pkl", lambda _: code))
+        assert time.monotonic() - start < 2 and len(str(refused.value)) < 500
+    for change in (lambda learn: setattr(learn.model[1][4], "weight", torch.nn.Parameter(torch.zeros(1).expand(40_000, 30_000))), lambda learn: setattr(learn.dls.valid.after_item.fs[0], "size", (4096, 4096)), nested):
+        learn = learner_on(drawn)
+        change(learn)
+        learn.export(tmp_path/"large.pkl")
+        start = time.monotonic()
+        with pytest.raises(BearclfError): read_export(tmp_path/"large.pkl")
+        assert time.monotonic() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+    whole = file.read_bytes()
+    (tmp_path/"directory.pkl").write_bytes(whole[:-3000] + bytes(2900) + whole[-100:])
+    with pytest.raises(BearclfError, match="damaged"): read_export(tmp_path/"directory.pkl")
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path/"packed.pkl", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist(): new.writestr(name, old.read(name))
     with pytest.raises(BearclfError, match="compressed"): read_export(tmp_path/"packed.pkl")
@@ -180,7 +259,7 @@ def test_what_cannot_be_understood_is_told_in_one_line(plain, drawn, tmp_path, c
     torch.save(learn.model, tmp_path/"old.pkl", _use_new_zipfile_serialization=False)
     other = Learner(learn.dls, nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Linear(4, 3))), loss_func=learn.loss_func)
     other.export(tmp_path/"other.pkl")
-    for said, name in {"empty": "empty", "no export": "text", "web page": "page", "git lfs pull": "lfs", "weights alone": "weights", "not a Learner": "model", "before 1.6": "old", "none that torchvision": "other", "check the name": "gone"}.items():
+    for said, name in {"empty": "empty", "no export": "text", "web page": "page", "git lfs pull": "lfs", "weights alone": "weights", "no Learner": "model", "before 1.6": "old", "none that bearclf can build": "other", "check the name": "gone"}.items():
         says(said, tmp_path/f"{name}.pkl")
     (tmp_path/"bundle").mkdir()
     (tmp_path/"bundle"/"thesis.txt").write_text("mine")
