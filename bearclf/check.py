@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_bytes, photo_files, sha256, write_atomic
-from .folder import attribution, read_manifest, set_aside
+from .folder import attribution, read_manifest, set_aside, side_of
 from .verify import MIN_SIDE, Twins, phash
 
 # %% ../nbs/01a_check.ipynb #01a-check-010
@@ -87,8 +87,13 @@ def _copies(looks: list, folder: Path) -> list: # `Finding`s
         else: best[look.sha] = look.file; twins.add(look.phash, look.file)
     return found
 
-def _label(file: str) -> str: return file.split('/')[0] if '/' in file else ''
-def _whose(file: str, twin: str) -> str: return f'like {twin}' + (', under another label: one of them is wrong' if len({_label(file), _label(twin)} - {''}) > 1 else '')
+def _label(file: str) -> str: # '': none would be learned for it
+    "The label of `label/photo.jpg`, or of `train/label/photo.jpg`."
+    return Path(file).parent.name if file.count('/') == 1 + bool(side_of(Path(file))) else ''
+
+def _whose(file: str, twin: str) -> str:
+    if len({_label(file), _label(twin)} - {''}) > 1: return f'like {twin}, under another label: one of them is wrong'
+    return f'like {twin}' + (', on the other side of the split' if side_of(Path(file)) != side_of(Path(twin)) else '')
 
 def _labels(folder: Path, files: list) -> list: # `Finding`s
     "What there is to say of labels as a whole."

@@ -148,7 +148,7 @@ def check(
 # %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()
 def train(
-    photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label, or train/ and valid/ with one each; or a CSV file with columns file, label and maybe is_valid.'),
+    photos: Path = typer.Argument(..., help='A photos folder: one subfolder per label, or train/ and valid/ with one each; or a CSV file with columns file, label and maybe is_valid or split.'),
     out: Path = typer.Option('run', help='The run folder to write.'),
     arch: str = typer.Option('tf_efficientnet_lite0', help='A torchvision or timm name; the default needs no download.'),
     epochs: int = typer.Option(4, help='Epochs in which the later layers learn too; one for the head alone comes before.'),
@@ -167,14 +167,16 @@ def train(
     if not rank_distrib(): _say_run(out, json.loads((out/'run.json').read_text(encoding='utf-8')))
 
 def _say_run(out: Path, run: dict):
-    "What `train` prints of a run; raises `Exit(130)` if Ctrl-C ended it."
-    metrics, parted = run['metrics'], run['split']['parted']
+    "What `train` prints of a run; exits with 130 if Ctrl-C ended it."
+    metrics, split = run['metrics'], run['split']
     low, high = metrics['accuracy_interval']
-    if parted: print(f"More than half of the photos of {', '.join(map(printable, parted))} are by one author, from one page, or alike, and lie on both sides of the split: their numbers may flatter.")
-    if copies := run['split']['copies']: print(f"Among the validation photos are training photos, {len(copies)} in number ({printable(copies[0])}): the model has seen them, and its accuracy flatters.")
+    for why in dict.fromkeys(split['parted'].values()):
+        print(printable(f"More than half of the photos of {', '.join(k for k, v in split['parted'].items() if v == why)} are {why}, and lie on both sides of the split: the numbers tell less of other photos."))
+    if copies := split['copies']: print(f"Among the validation photos are training photos, {len(copies)} in number ({printable(copies[0])}): the model has seen them, and its accuracy flatters.")
+    if alike := split['alike']: print(f"Among the validation photos {len(alike)} look like training photos, or are by the same author or from the same page ({printable(alike[0])}): the accuracy may flatter.")
     if blind := [label for label, seen in metrics['recall'].items() if not seen['n']]: print(f"No photo of {', '.join(map(printable, blind))} validates, so nothing is known of how well it is recognised.")
     print(f"{metrics['right']} of {metrics['n']} validation photos right: {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}). Written to {out}.")
-    if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs; this is the best of them. To go on: repeat the command with --resume."); raise typer.Exit(130)
+    if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs (one for the head, then {run['arguments']['epochs']}); this is the best of them. To go on: repeat the command with --resume."); sys.exit(130)
 
 class Weights(str, Enum):
     "How a bundle stores its numbers."

@@ -143,7 +143,7 @@ def refuse_unreadable(
     fn, why = Path(bad[0][0]), bad[0][1]
     more = f' (and {len(bad)-1} more like it)' if len(bad) > 1 else ''
     todo = f'Set such files aside with `bearclf check {source} --fix`' if Path(source).is_dir() else f'Take such files out of {source}'
-    raise BearclfError(f"{fn.parent.name}/{why.rstrip('.')}{more}. {todo}, then try again.")
+    raise BearclfError(f"{fn.parent.name + '/' if fn.parent.name else ''}{why.rstrip('.')}{more}. {todo}, then try again.")
 
 def check_readable(
     folder: Union[str, os.PathLike],  # a photos folder

@@ -163,8 +163,16 @@ def test_splits_that_come_with_the_photos_are_kept(drawn, tmp_path):
     assert len(divided["split"]["valid"]) == len(valid) and all(fn.startswith("valid/") for fn in divided["split"]["valid"])
     twin = tmp_path/"split"/divided["split"]["valid"][0]
     shutil.copy(twin, tmp_path/"split"/"train"/twin.parent.name/f"again{twin.suffix}")
+    saved_again = tmp_path/"split"/divided["split"]["valid"][-1]
+    Image.open(saved_again).convert("RGB").save(tmp_path/"split"/"train"/saved_again.parent.name/"smaller.jpg", quality=60)
+    (tmp_path/"split"/"valid").rename(tmp_path/"split"/"Val")
+    names = [f"Val/{fn.parent.name}/{fn.name}" for fn in (twin, saved_again)]
     status, out, _ = bearclf("train", tmp_path/"split", "--out", tmp_path/"leak", "--epochs", 1)
-    assert status == 0 and record(tmp_path/"leak")["split"]["copies"] == [divided["split"]["valid"][0]] and twin.name in out
+    leak = record(tmp_path/"leak")["split"]
+    assert status == 0 and leak["copies"] == names[:1] and names[1] in leak["alike"] and twin.name in out and f"{len(leak['alike'])} look like training photos" in out
+    status, out, err = bearclf("check", tmp_path/"split", "--fix")
+    assert f"near: train/{saved_again.parent.name}/smaller.jpg: like {names[1]}, on the other side of the split" in out and "under another label" not in out, out
+    assert (tmp_path/"split"/".quarantine"/"train"/saved_again.parent.name/"smaller.jpg").exists()
     status, _, err = bearclf("export", tmp_path/"table", "--out", tmp_path/"bundle")
     assert status == 0, err
 
