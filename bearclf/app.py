@@ -186,7 +186,7 @@ def page(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: `$BEARCLF_BUNDLE`, or the bears that come with bearclf
 ) -> VBox:
     "The whole page: upload photos, read the answers."
-    try: clf = Classifier(bundle)
+    try: clf = Classifier(bundle, threads=1)
     except BearclfError as e: return _apology(e)
     upload, clear = Upload(), Button(description='Clear')
     clear.add_class('clear')

@@ -10,7 +10,7 @@ import os, re, shutil, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
@@ -50,11 +50,10 @@ class PhotoCache:
     "Photos as uint8 arrays `[side, side, 3]`, squished, made once and memory-mapped from then on."
     def __init__(self,
         side: int,                     # pixels, both ways
-        draft: bool = False,           # let a JPEG come out smaller (yet twice `side` at least) before it is resized: quicker on large photos, not equal to the last bit
         folder: Optional[Path] = None, # default: `cache_folder()`
         limit: int = LIMIT,            # bytes; what was used longest ago makes room first
     ):
-        self.side, self.draft, self.folder, self.limit = side, draft, folder, limit
+        self.side, self.folder, self.limit = side, folder, limit
 
     @property
     def bytes(self) -> int: return 3*self.side**2 + 128 # of one photo
@@ -62,11 +61,11 @@ class PhotoCache:
     def place(self, fn) -> Path:
         "Where the pixels of a photo are, or would be."
         sha = photo_hash(fn)
-        return (self.folder or cache_folder())/f"{self.side}{'-draft' if self.draft else ''}"/sha[:2]/f'{sha}.npy'
+        return (self.folder or cache_folder())/f'squished-{self.side}'/sha[:2]/f'{sha}.npy'
 
     def make(self, fn) -> Image.Image: # `side × side`
-        "Open and squish a photo, without the cache; raises `PhotoError`."
-        return open_photo(fn, least=2*self.side if self.draft else None).resize((self.side, self.side), Image.Resampling.BILINEAR)
+        "Open and squish a photo, without the cache (a JPEG may come out smaller before, which is quicker, but not below `side`); raises `PhotoError`."
+        return open_photo(fn, least=self.side).resize((self.side, self.side), Image.Resampling.BILINEAR)
 
     def open(self, fn) -> Image.Image: # `side × side`
         "A photo from the cache if it is there, else from its file; raises `PhotoError`."
@@ -108,7 +107,6 @@ def fill(
     cache: PhotoCache,
     fns: list,                # paths
     progress: Callable = lambda items, total: items,  # wraps the photos that have to be opened, as a progress bar does
-    keep: Iterable = (),      # places of other photos that must not make room
 ) -> list: # (path, reason) for each photo that cannot be opened; best empty
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()
@@ -116,7 +114,7 @@ def fill(
     except OSError as e: return [(e.filename, f'{Path(e.filename).name} cannot be read: {e.strerror}.')]
     missing = list({places[fn]: fn for fn in fns if not _touched(places[fn], cache.bytes)}.values())  # of equal photos, one
     if not missing: return []
-    budget = _Budget(cache, folder, {*places.values(), *keep}, len(missing))
+    budget = _Budget(cache, folder, {*places.values()}, len(missing))
     def one(fn):
         try: im = cache.make(fn)
         except PhotoError as e: return str(e)

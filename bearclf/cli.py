@@ -176,12 +176,13 @@ def _say_run(out: Path, run: dict):
     if alike := split['alike']: print(f"Among the validation photos {len(alike)} look like training photos, or are by the same author or from the same page ({printable(alike[0])}): the accuracy may flatter.")
     if blind := [label for label, seen in metrics['recall'].items() if not seen['n']]: print(f"No photo of {', '.join(map(printable, blind))} validates, so nothing is known of how well it is recognised.")
     print(f"{metrics['right']} of {metrics['n']} validation photos right: {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}). Written to {out}.")
-    if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs (one for the head, then {run['arguments']['epochs']}); this is the best of them. To go on: repeat the command with --resume."); sys.exit(130)
+    if 'interrupted' in run: print(f"Stopped after {run['interrupted']} of {run['arguments']['epochs'] + 1} epochs (one for the head, then {run['arguments']['epochs']}); kept is the one with the smallest validation loss, epoch {run['kept']} in history.csv. To go on: repeat the command with --resume."); sys.exit(130)
 
 class Weights(str, Enum):
     "How a bundle stores its numbers."
     float16 = 'float16'
     float32 = 'float32'
+    int8 = 'int8'
 
 @app.command()
 def export(
@@ -206,7 +207,7 @@ def export(
 def _about(clf) -> str:
     "Size and quality of a bundle, in a line."
     m = clf.metrics
-    right = f"{m['right']} of {m['n']} held-out photos right" if m['n'] else 'not measured, for there were no photos (--photos)'
+    right = f"{m['right']} of {m['n']} held-out photos right (the learner: {m['learner_right']})" if m['n'] else 'not measured, for there were no photos (--photos)'
     return f"{(clf.folder/'model.onnx').stat().st_size/1e6:.1f} MB, {right}, at most {m['parity']['largest_difference']:.4f} from the learner."
 
 @app.command()
@@ -254,7 +255,7 @@ def predict(
     Example: bearclf predict bear.jpg holiday/ --json
     """
     from bearclf.classify import Classifier, predict_files
-    clf, files, failed = Classifier(bundle), _files(photos), 0
+    clf, files, failed = Classifier(bundle, threads=1), _files(photos), 0
     with _bars(hidden=sys.stdout.isatty()) as show:  # on a screen the answers themselves show how far it is
         for done, row in enumerate(predict_files(clf, files), 1):
             print(json.dumps(row, ensure_ascii=False) if as_json else _say(row), flush=True)

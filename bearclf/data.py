@@ -93,7 +93,8 @@ class GroupSplitter:
         if given: valid = [i for i, fn in enumerate(fns) if given(fn)]
         else:
             valid, torn = _taken(labels, self.groups, self.valid_pct, np.random.default_rng(self.seed))
-            self.torn = dict(sorted((dict.fromkeys(torn, 'alike') | one_hand(fns, label=self.label)).items()))
+            self.torn = dict.fromkeys(torn, 'alike')
+        self.torn = dict(sorted((self.torn | one_hand(fns, label=self.label)).items()))
         inside = set(valid)
         train = L(i for i in range_of(fns) if i not in inside)
         taught = {self.groups[i] for i in train}
@@ -117,12 +118,13 @@ def _read_table(path: Path) -> pd.DataFrame: # all text
         except pd.errors.ParserWarning: raise BearclfError(f"{path} has more columns than its header names: remove separators at the ends of lines, and quote names that hold one.") from None
 
 class PhotoTable:
-    "Photos listed in a CSV file: a column `file` (relative to the CSV's folder; also `name`, `fname`, `path`, `image`), one `label`, and maybe `is_valid` (True or False) or `split` (train, valid, test)."
+    "Photos listed in a CSV file: a column `file` (relative to the CSV's folder; also `name`, `fname`, `path`, `image`), one `label`, and maybe `is_valid` (or `valid`: True or False) or `split` (train, valid, test)."
     def __init__(self, 
         path: Path,  # the CSV file
     ):
         self.path = Path(path)
         try: table = _read_table(self.path)
+        except UnicodeError: raise BearclfError(f"{self.path} is not in UTF-8: save it as \"CSV UTF-8\".") from None
         except (OSError, ValueError) as e: raise BearclfError(f"{self.path} cannot be read as a table ({printable(str(e))}): save it as CSV with a header.") from None
         columns = {c.strip().lower(): c for c in table.columns}
         file = next((columns[c] for c in ('file', 'name', 'fname', 'path', 'image') if c in columns), None)
@@ -131,13 +133,15 @@ class PhotoTable:
         twice = next((fn for fn, n in Counter(fns).items() if n > 1), None)
         if twice: raise BearclfError(f"{self.path} lists {twice.name} twice: keep one line, for a photo has one label.")
         self.labels = dict(zip(fns, table[columns['label']].str.strip()))
-        self.validates = {fn: self._mark(word) for fn, word in zip(fns, table[columns['is_valid']])} if 'is_valid' in columns else None
-        if not self.validates and 'split' in columns: self._divide(dict(zip(fns, table[columns['split']])))
+        marks = [c for c in ('is_valid', 'valid', 'split') if c in columns]
+        if len(marks) > 1: raise BearclfError(f"{self.path} has columns {' and '.join(marks)}: keep the one that shall decide, and give the other another name.")
+        self.validates = {fn: self._mark(word) for fn, word in zip(fns, table[columns[marks[0]]])} if marks and marks != ['split'] else None
+        if marks == ['split']: self._divide(dict(zip(fns, table[columns['split']])))
         self._check()
 
     def _divide(self, words: dict):
         "Keep the split that the column `split` names, and leave its test photos out."
-        if not (side := sides(words.values())): raise BearclfError(f"{self.path} has in its column split: {', '.join(sorted(set(words.values()))[:5])}. Write train and valid there, or give the column another name.")
+        if not (side := sides(words.values())): raise BearclfError(f"{self.path} has in its column split: {', '.join(w or '(nothing)' for w in sorted(set(words.values()))[:5])}. Write train and valid there, or give the column another name.")
         self.validates = {fn: side[word] == 'valid' for fn, word in words.items() if side[word]}
         self.labels = {fn: label for fn, label in self.labels.items() if fn in self.validates}
 
@@ -146,7 +150,7 @@ class PhotoTable:
         said = word.strip().lower()
         if said in ('true', 't', '1', '1.0', 'yes', 'y', 'valid', 'validation'): return True
         if said in ('false', 'f', '0', '0.0', 'no', 'n', 'train', 'training', ''): return False
-        raise BearclfError(f"{self.path} says {word!r} in its column is_valid: write True or False.")
+        raise BearclfError(f"{self.path} says {word!r} where a photo's line says whether it validates: write True or False.")
 
     def _check(self):
         "Raise `BearclfError` for what cannot be learned from."
@@ -240,13 +244,13 @@ def _looked_up(
 
 # %% ../nbs/03_data.ipynb #03-data-057
 class OpenPhoto(Transform):
-    "Opens a photo as `Photo`; a file that the cache knows, from there: training photos drafted, others exact."
+    "Opens a photo as `Photo`; a file that the cache knows, from there."
     input_types = Path, str, bytes, Image.Image, ndarray, Tensor
-    def __init__(self, side: int): self.drafts, self.exact = PhotoCache(side, draft=True), PhotoCache(side)
+    def __init__(self, side: int): self.cache = PhotoCache(side)
 
     def __call__(self, x, split_idx=None, **kwargs): 
-        if not isinstance(x, (str, Path)): return Photo.create(x)
-        return Photo((self.drafts if split_idx == 0 else self.exact).open(Path(x)))
+        if isinstance(x, (str, Path)): return Photo(self.cache.open(Path(x)))
+        return Photo(self.cache.make(x)) if isinstance(x, bytes) else Photo.create(x)
 
 class CachedDataBlock(DataBlock):
     "A `DataBlock` that opens each photo once if its item transform is `Presize`."
@@ -257,32 +261,33 @@ class CachedDataBlock(DataBlock):
         presize = self.presize
         self.type_tfms[0] = L(OpenPhoto(presize.side) if presize else Photo.create)
         if not presize: return super().datasets(source, verbose)
-        opener, items = self.type_tfms[0][0], L((self.get_items or noop)(source))
-        refuse_unreadable(_filled(opener.drafts, items), source)
-        if isinstance(self.splitter, GroupSplitter): self.splitter.look = opener.drafts.open
-        dsets = super().datasets(source, verbose)
-        refuse_unreadable(_filled(opener.exact, dsets.valid.items, keep=map(opener.drafts.place, items)), source)
-        return dsets
+        cache = self.type_tfms[0][0].cache
+        refuse_unreadable(_filled(cache, (self.get_items or noop)(source)), source)
+        if isinstance(self.splitter, GroupSplitter): self.splitter.look = cache.open
+        return super().datasets(source, verbose)
 
     def dataloaders(self, source, **kwargs):
         if self.presize and default_device().type == 'cpu': kwargs.setdefault('num_workers', 0)  # a photo from the cache takes 1 ms; worker processes would cost more than they bring
-        return super().dataloaders(source, **kwargs)
+        dls = super().dataloaders(source, **kwargs)
+        dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)))  # few photos make one small batch, not none
+        return dls
 
-def _filled(cache, fns, keep=()) -> list:
+def _filled(cache, fns) -> list:
     "`fill` with a bar."
     def bar(items, total):
         shown = progress_bar(items, total=total, leave=False)
         shown.comment = 'opening photos'
         return shown
-    return fill(cache, list(fns), bar, keep)
+    return fill(cache, list(fns), bar)
 
 def photo_block(
     size: int = 224,         # pixels, both ways
     min_scale: float = 0.5,  # the smallest random piece, as a share of the photo's area
     seed: int = 42,          # of the split
-    table: PhotoTable = None,  # for photos listed in a CSV file
+    table: PhotoTable = None,  # for photos listed in a CSV file; or its path
 ) -> DataBlock:
     "The plan for any photos folder."
+    if isinstance(table, (str, os.PathLike)): table = PhotoTable(table)
     return CachedDataBlock(
         blocks=(TransformBlock(type_tfms=Photo.create, batch_tfms=IntToFloatTensor), CategoryBlock),
         get_items=(lambda source: table.items()) if table else labelled_photos,

@@ -8,7 +8,7 @@ __all__ = ['MOST_LABELS', 'SIDES', 'MANIFEST', 'FAMILIES', 'check_label', 'check
            'check_links', 'locked', 'set_aside', 'relabel', 'license_family', 'check_families', 'attribution']
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-002
-import json, os, re
+import json, os, re, unicodedata
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, count, groupby
@@ -32,6 +32,13 @@ def check_label(
 # %% ../nbs/00a_folder.ipynb #00a-folder-011
 MOST_LABELS = 1000
 
+def _check_spelling(labels, source):
+    "Raise `BearclfError` for two labels that a person would take for one."
+    plain = lambda label: unicodedata.normalize('NFKC', label).strip().lower()
+    spelled = [[*same] for _, same in groupby(sorted(labels, key=plain), plain)]
+    twice = next((sorted(same) for same in spelled if len(same) > 1 and len(same[0]) > 1), None)  # single letters may well be two
+    if twice: raise BearclfError(f"{source} has the labels {' and '.join(map(repr, twice))}, which differ in capitals, spaces or the encoding of accents only: spell them alike.")
+
 def check_counts(
     counts: dict,  # label → number of photos
     source: Union[str, os.PathLike],  # for messages
@@ -40,9 +47,7 @@ def check_counts(
     unreadable = next((label for label in counts if any('\ud800' <= c <= '\udfff' for c in label)), None)
     if unreadable: raise BearclfError(f"{source} has a label whose name is not plain text ({printable(unreadable)}): rename it.")
     if not counts: raise BearclfError(f"{source} lists no photos: a table needs a line for each.")
-    spelled = [[*same] for _, same in groupby(sorted(counts, key=str.lower), str.lower)]
-    twice = next((same for same in spelled if len(same) > 1 and len(same[0]) > 1), None)  # single letters may well be two
-    if twice: raise BearclfError(f"{source} has the labels {' and '.join(sorted(twice))}, which differ in capitals only: spell them alike.")
+    _check_spelling(counts, source)
     few = [f'{label} ({n})' for label, n in sorted(counts.items()) if n < 2]
     if len(counts) > MOST_LABELS: raise BearclfError(f"{source} has {len(counts)} labels, where {MOST_LABELS} are the most: a label is a kind of thing, not a photo; put the photos into fewer folders.")
     if few: raise BearclfError(f"Each label in {source} needs at least 2 photos; too few in: {', '.join(few[:10])}{' …' if len(few) > 10 else ''}. Add photos or remove the {'folder' if Path(source).is_dir() else 'line'}.")
@@ -53,11 +58,12 @@ def check_division(
     source: Union[str, os.PathLike],  # for messages
 ):
     "Raise `BearclfError` if a split that came with the photos cannot be trained on."
+    _check_spelling({**counts['train'], **counts['valid']}, source)
     if not sum(counts['valid'].values()): raise BearclfError(f"{source} has no photo that validates: mark about one in five, or leave the marks out for a split by itself.")
     unseen = sorted(set(counts['valid']) - {k for k, n in counts['train'].items() if n})
     if unseen: raise BearclfError(f"{source} has no training photos of {', '.join(unseen[:10])}: put some there, or remove its validation photos.")
 
-SIDES = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')  # how people call the parts of a set
+SIDES = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test', testing='test')  # how people call the parts of a set
 
 def sides(
     words,  # names of folders, or the cells of a table's column
@@ -78,9 +84,12 @@ def _divided(folder: Path, fns: list) -> list:
 
 def _elsewhere(folder: Path, fns: list) -> str:
     "What to do about a folder whose photos are in no label folders."
+    if any(fn.parent == folder for fn in fns): return f'if {folder.name} is a label, name the folder that it is in ({folder.absolute().parent}); else put them in {folder}/<label>/, one folder per label'
     deeper = Counter(fn.parent.parent for fn in {fn.parent: fn for fn in fns}.values() if folder in fn.parent.parent.parents)
-    best = max(sorted(deeper), key=deeper.get, default=None)
-    if best and deeper[best] > 1: return f'{best} does: name that one'
+    parted = next((up for up in sorted({at.parent for at in deeper}) if sides(at.name for at in deeper if at.parent == up and at.name.lower() in SIDES)), None)
+    if parted == folder: return f"{folder} is parted into {', '.join(sorted(at.name for at in deeper if at.parent == folder and at.name.lower() in SIDES))}, and holds other folders with photos ({', '.join(sorted({fn.relative_to(folder).parts[0] for fn in fns if fn.relative_to(folder).parts[0].lower() not in SIDES})[:3])}), which do not belong there: take them out"
+    best = parted or max(sorted(deeper), key=deeper.get, default=None)
+    if parted or best and deeper[best] > 1: return f'{best} does: name that one'
     return f'put them in {folder}/<label>/, one folder per label'
 
 def labelled_photos(
@@ -88,6 +97,7 @@ def labelled_photos(
 ) -> list: # sorted paths `folder/<label>/<file>`, or `folder/train/<label>/<file>`
     "The photos of a photos folder; raises `BearclfError` if there are too few to learn from."
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir(): raise BearclfError(f"{folder} is neither a photos folder nor a CSV file: name one of these.")
     if not folder.is_dir(): raise BearclfError(f"There is no folder {folder}: check the name.")
     found = photo_files(folder)
     if fns := _divided(folder, found):

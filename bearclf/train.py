@@ -147,17 +147,20 @@ def _refuse_arch(arch: str):
 
 def photo_learner(
     dls: DataLoaders,          # from `photo_block`
-    arch: str = OFFLINE_ARCH,  # a torchvision or timm name; see `ARCHS`
+    arch: str = OFFLINE_ARCH,  # a torchvision or timm name, see `ARCHS`; or the function itself, as in `vision_learner`
     metrics = error_rate,
     cbs = None,                # callbacks beside `fast_callbacks`
     **kwargs,                  # for `vision_learner`
 ) -> Learner: # pretrained, its body frozen
     "A pretrained learner for `dls`; raises `BearclfError` for an unknown `arch` or weights that cannot be had."
+    if callable(arch): arch = OFFLINE_ARCH if arch is efficientnet_lite0 else arch.__name__
     _refuse_arch(arch)
     usual = dict(train_bn=False, cbs=[*fast_callbacks(), *L(cbs)]) | (dict(lin_ftrs=[], concat_pool=False) if arch == OFFLINE_ARCH else {})
     kwargs, before = usual | kwargs, normalization(dls)
     try:
-        with _bare(dls): learn = _pretrained(dls, arch, metrics=metrics, **kwargs)
+        with _bare(dls), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='torchvision')  # what it thinks of the way fastai calls it
+            learn = _pretrained(dls, arch, metrics=metrics, **kwargs)
     except (StopIteration, AttributeError, IndexError, AssertionError) as e:
         raise BearclfError(f"fastai cannot put a new head on {arch}: try one of {', '.join(ARCHS)}.") from e
     except (URLError, OSError, RuntimeError) as e:
@@ -307,10 +310,12 @@ class Epochs(Callback):
         if not rank_distrib(): self._save(rows)
         self.rows = rows  # only now is there something to go on with
 
+    @property
+    def best(self): return min(range(len(self.rows)), key=lambda i: self.rows[i]['valid_loss'])
+
     def _save(self, rows):
-        best = min(range(len(rows)), key=lambda i: rows[i]['valid_loss'])
         self.folder.mkdir(parents=True, exist_ok=True)
-        if best == len(rows) - 1: _save_atomic(self._net.state_dict(), self.folder/'best.pth')
+        if rows[-1]['valid_loss'] < min((row['valid_loss'] for row in rows[:-1]), default=math.inf): _save_atomic(self._net.state_dict(), self.folder/'best.pth')
         _save_atomic(dict(model=self._net.state_dict(), opt=_plain(self.opt), frozen=self._frozen, rows=rows, smooth=(self.recorder.smooth_loss.val.detach().as_subclass(Tensor), self.recorder.smooth_loss.count)), self.folder/'last.pth')
 
     def take(self, learn, name='best.pth'):
@@ -447,7 +452,7 @@ def _plan(
 
 def _begin(folder: Path, plan: dict, dls: DataLoaders, resumed: bool):
     "Note what is about to be done, in place of what was left unfinished; raises `BearclfError` if a run goes on whose photos changed sides."
-    split, file = sha256('\n'.join(sorted(map(str, dls.valid_ds.items))).encode('utf-8', 'surrogateescape')), folder/'split.json'
+    split, file = sha256('\n'.join(sorted(map(os.path.realpath, dls.valid_ds.items))).encode('utf-8', 'surrogateescape')), folder/'split.json'
     if resumed and file.is_file() and json.loads(file.read_text()) != split: raise BearclfError("Other photos validate now than when the run was interrupted: put them back, or start anew with --force.")
     if not resumed:
         for name in ('last.pth', 'best.pth'): (folder/name).unlink(missing_ok=True)
@@ -473,12 +478,13 @@ def train(
     folder, table, fns = photo_set(photos)
     _refuse_arch(arch)
     if not table and folder.resolve() in (out.resolve(), *out.resolve().parents): raise BearclfError(f"{out} is inside the photos folder, where it would become a label: choose a place outside {folder}.")
-    check_folder(out, force or resume)
     unfinished, part = _checkpoint(out), None
+    if (unfinished/'last.pth').is_file(): _plan(unfinished, {}, False, force or resume)
+    check_folder(out, force or resume)
     with _held(unfinished):
         try:
             prints = fingerprint(fns, table)
-            asked = args | dict(fingerprint=prints)
+            asked = args | dict(photos=os.path.realpath(photos), fingerprint=prints)
             resumed = _plan(unfinished, asked, resume, force)
             set_seed(seed, reproducible=True)
             plan = photo_block(size, seed=seed, table=table)
@@ -490,7 +496,7 @@ def train(
             epochs_seen = Epochs(unfinished, seed, learn.model if resumed else None)
             stopped = _fit(learn, epochs, lr, epochs_seen)
             if rank_distrib(): return learn
-            record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows)) if stopped else {})
+            record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows), kept=epochs_seen.best) if stopped else {})
             part = new_folder(out, force or resume)
             with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter) | record, epochs_seen.rows, part)
             put_folder(part, out)
