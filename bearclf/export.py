@@ -330,6 +330,7 @@ def _how_good(spec: dict) -> list: # lines of markdown
         *[f"- {label}: {_share(r['right'], r['n'])}." for label, r in m['recall'].items()],
         f"- It was confident about {m['confident']['n']} of {m['n']}; of those {_share(m['confident']['right'], m['confident']['n'])} were right.",
         f"- Held-out photos wrongly taken for something else: {m['verdicts'].get('out_of_domain', 0)} of {m['n']}.",
+        f"- What it says against how often it is right (expected calibration error): {m['error_before']:.3f} as trained, {m['error_after']:.3f} with its temperature, which for this was fitted on one half of the held-out photos and judged on the other, in turns.",
         *(strangers or ['- How it does on photos of other things was not measured.'])]
 
 def _unknown(spec: dict) -> list: # lines of markdown

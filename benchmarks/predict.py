@@ -1,0 +1,139 @@
+"""How long an answer takes, from a JPEG file on: fastai's own ways, plain PyTorch, and a bundle.
+
+    python benchmarks/predict.py PHOTOS [--rounds 5]
+
+PHOTOS is a photos folder. Two learners are made as in the course (plain `ImageBlock`, `RandomResizedCrop`, `vision_learner`): one with the course's resnet18 (from random weights where its checkpoint cannot be had, which takes the same
+time), one with bearclf's own backbone, which becomes a bundle too. Then they are asked, in turns:
+- one photo after the other (1, 3 and 12 megapixels, and the photos as they are): median and 95th percentile;
+- many photos: `get_preds` on a `test_dl` against `Classifier.predict_many`, and how near the latter is to its limit: opening alone plus graph alone;
+- from nothing to the first answer, in a process of its own: seconds and peak memory.
+"""
+import argparse, contextlib, io, os, statistics, subprocess, sys, tempfile, warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+warnings.simplefilter("ignore")
+ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+ap.add_argument("photos", type=Path)
+ap.add_argument("--rounds", type=int, default=5)
+ap.add_argument("--sizes", nargs="+", default=["as they are", 1, 3, 12], type=lambda word: word if word == "as they are" else int(word), help="megapixels")
+
+FIRST = dict(
+    fastai="from fastai.vision.all import load_learner; learn = load_learner({model!r}); learn.predict({photo!r})",
+    bearclf="from bearclf.classify import Classifier; Classifier({model!r}).predict({photo!r})")
+
+
+def first_answer(way, model, photo):
+    "Seconds and MB from the start of Python to the first answer."
+    code = f"import time, warnings; warnings.simplefilter('ignore'); start = time.perf_counter()\n{FIRST[way].format(model=str(model), photo=str(photo))}\nprint(time.perf_counter() - start, next(int(line.split()[1])/1e3 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    return tuple(map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-2:]))
+
+
+def sized(fns, folder, megapixels):
+    "The photos as JPEGs of so many megapixels."
+    from PIL import Image
+    from bearclf.core import open_photo
+    out = []
+    for fn in fns:
+        im = open_photo(fn)
+        scale = (megapixels*1e6/im.width/im.height)**.5
+        out.append(folder/f"{megapixels}-{fn.stem}.jpg")
+        im.resize((round(im.width*scale), round(im.height*scale)), Image.Resampling.BICUBIC).save(out[-1], quality=90)
+    return out
+
+
+def made(photos, folder):
+    "The two learners, and the bundle of the second; each with its `export.pkl`."
+    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, RandomResizedCrop, RandomSplitter, aug_transforms, error_rate, parent_label, resnet18, vision_learner
+    from bearclf.export import export_bundle
+    from bearclf.folder import labelled_photos
+    from bearclf.train import efficientnet_lite0
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=labelled_photos, splitter=RandomSplitter(seed=42), get_y=parent_label,
+                      item_tfms=RandomResizedCrop(224, min_scale=.5), batch_tfms=aug_transforms())
+    course = vision_learner(block.dataloaders(photos), resnet18, metrics=error_rate, pretrained=False)
+    course.export(folder/"course.pkl")
+    learn = vision_learner(block.dataloaders(photos), efficientnet_lite0, metrics=error_rate, lin_ftrs=[], concat_pool=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    return course, learn, export_bundle(learn, folder/"bundle")
+
+
+def plain_torch(learn):
+    "The learner's network without fastai: photo → probabilities."
+    import numpy as np, torch
+    from PIL import Image
+    from bearclf.train import normalization
+    (mean, std), model = normalization(learn.dls), learn.model.eval()
+    def answer(fn):
+        im = Image.open(fn).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+        with torch.inference_mode(): return model(((torch.from_numpy(np.array(im)).permute(2, 0, 1)/255 - mean[:, None, None])/std[:, None, None])[None]).softmax(1)
+    return answer
+
+
+def timed(f, *args):
+    start = perf_counter()
+    f(*args)
+    return perf_counter() - start
+
+
+def percentiles(seconds): return f"{1e3*statistics.median(seconds):7.1f} ms, 95 %: {1e3*statistics.quantiles(seconds, n=20)[-1]:7.1f} ms"
+
+
+def singles(course, learn, clf, fns, rounds):
+    "One photo after the other, each way on the same photo in turn."
+    def loud(fn):
+        with contextlib.redirect_stdout(io.StringIO()): course.predict(fn)
+    def quiet(learn, fn):
+        with learn.no_bar(), learn.no_logging(): learn.predict(fn)
+    ways = {"course's predict": loud, "course's, no bar": lambda fn: quiet(course, fn), "our backbone's, no bar": lambda fn: quiet(learn, fn), "plain PyTorch": plain_torch(learn), "bearclf": clf.predict}
+    took = {name: [] for name in ways}
+    for f in ways.values(): f(fns[0])
+    for _ in range(rounds):
+        for fn in fns:
+            for name, f in ways.items(): took[name].append(timed(f, fn))
+    return took
+
+
+def many(course, learn, clf, fns, rounds):
+    "Photos a second of all photos, in turns; ours beside its parts alone."
+    from bearclf.classify import photo_pixels
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    how, kept = clf.spec["image"], {}
+    def get_preds(learn):
+        with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=learn.dls.test_dl(fns))
+    def spread(f, items):
+        with ThreadPoolExecutor(cores) as pool: return list(pool.map(f, items))
+    def opening(): kept["pixels"] = spread(lambda fn: photo_pixels(fn, how), fns)
+    ways = dict(course=lambda: get_preds(course), own=lambda: get_preds(learn), opening=opening, graph=lambda: spread(lambda x: clf.run(x[None]), kept["pixels"]), predict_many=lambda: list(clf.predict_many(fns)))
+    took = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, f in ways.items(): took[name].append(timed(f)/len(fns))
+    return {name: statistics.median(each) for name, each in took.items()}
+
+
+def main():
+    args = ap.parse_args()
+    from bearclf.classify import Classifier
+    from bearclf.folder import labelled_photos
+    fns = labelled_photos(args.photos)
+    some = fns[::-(-len(fns)//20)]
+    with tempfile.TemporaryDirectory() as tmp:
+        course, learn, bundle = made(args.photos, Path(tmp))
+        clf = Classifier(bundle)
+        print(f"from nothing to the first answer ({args.rounds} turns, medians)")
+        firsts = {way: [] for way in FIRST}
+        for _ in range(args.rounds):
+            for way, model in dict(fastai=Path(tmp)/"course.pkl", bearclf=bundle).items(): firsts[way].append(first_answer(way, model, some[0]))
+        for way, each in firsts.items(): print(f"  {way:24} {statistics.median(s for s, _ in each):7.2f} s {statistics.median(mb for _, mb in each):7.0f} MB")
+        for size in args.sizes:
+            took = singles(course, learn, clf, some if size == "as they are" else sized(some, Path(tmp), size), args.rounds)
+            base = statistics.median(took["course's predict"])
+            print(f"one photo, {len(some)} photos {size}{'' if size == 'as they are' else ' megapixels'}, {args.rounds} turns")
+            for name, each in took.items(): print(f"  {name:24} {percentiles(each)}  {base/statistics.median(each):5.1f} x")
+        per = many(course, learn, clf, fns, args.rounds)
+        print(f"many photos ({len(fns)}, {args.rounds} turns, medians)")
+        for name, each in per.items(): print(f"  {name:24} {1/each:7.1f} photos a second")
+        print(f"  {per['course']/per['predict_many']:.1f} x the course's get_preds, {per['own']/per['predict_many']:.1f} x our backbone's; {per['predict_many']/(per['opening'] + per['graph']):.2f} of opening plus graph")
+
+
+if __name__ == "__main__": main()
