@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_SCANS', 'BearclfError', 'PhotoError', 'as_rgb',
-           'photo_bytes', 'open_photo', 'shut', 'photo_files', 'sha256', 'write_atomic', 'printable', 'now']
+           'photo_bytes', 'open_photo', 'shut', 'photo_files', 'sha256', 'write_atomic', 'printable', 'mallopt', 'now']
 
 # %% ../nbs/00_core.ipynb #00-core-002
-import hashlib, json, os, struct, warnings
+import ctypes, hashlib, json, os, struct, sys, warnings
 from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
@@ -193,6 +193,13 @@ def write_atomic(
 def printable(text: str) -> str: # on one line
     "Text that a stranger or a file name had a part in, so that it cannot move a terminal's cursor."
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text)
+
+def mallopt(
+    **settings: int,  # by their names in glibc's malloc.h: mmap_threshold, trim_threshold, mmap_max; bytes, or a number
+):
+    "Tell glibc's allocator what to keep and what to give back; elsewhere there is none to tell."
+    if not sys.platform.startswith('linux') or not hasattr(libc := ctypes.CDLL(None), 'mallopt'): return
+    for name, value in settings.items(): libc.mallopt(dict(trim_threshold=-1, mmap_threshold=-3, mmap_max=-4)[name], value)
 
 def now() -> str: # as in 2026-11-22T14:20:09+00:00
     "The time as ISO 8601, in UTC."

@@ -8,7 +8,7 @@ __all__ = ['OFFLINE_ARCH', 'ARCHS', 'SCRIPTS', 'RUN_FILES', 'efficientnet_lite0'
            'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train']
 
 # %% ../nbs/04_train.ipynb #04-train-003
-import ctypes, difflib, importlib.metadata, importlib.util, pickle, platform, shutil, sys, warnings, zipfile
+import difflib, importlib.metadata, importlib.util, pickle, platform, shutil, warnings, zipfile
 from contextlib import contextmanager, nullcontext
 from urllib.error import URLError
 
@@ -18,7 +18,7 @@ from fastai.vision.all import *
 from fastai.vision.learner import default_split, model_meta
 
 from .cache import photo_hash
-from .core import BearclfError, PhotoError, now, sha256, write_atomic
+from .core import BearclfError, PhotoError, mallopt, now, sha256, write_atomic
 from .data import GroupSplitter, fingerprint, photo_block, photo_set
 from .folder import locked
 
@@ -110,17 +110,11 @@ class FixedEarly(Callback):
     def after_fit(self): self.fitting = False
 
 # %% ../nbs/04_train.ipynb #3b08a72b
-def _mallopt(*settings):
-    "Tell glibc's allocator; elsewhere there is none to tell."
-    if not sys.platform.startswith('linux') or not hasattr(libc := ctypes.CDLL(None), 'mallopt'): return
-    for name, value in settings: libc.mallopt(name, value)
-
 class KeepMemory(Callback):
     "Lets glibc keep freed memory while a CPU trains, and return it afterwards."
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
     def before_fit(self):
-        if self.dls.device.type == 'cpu': _mallopt((self.M_MMAP_MAX, 0), (self.M_TRIM_THRESHOLD, 2**31 - 1))
-    def after_fit(self): _mallopt((self.M_MMAP_MAX, 65536), (self.M_TRIM_THRESHOLD, 128*1024))
+        if self.dls.device.type == 'cpu': mallopt(mmap_max=0, trim_threshold=2**31 - 1)
+    def after_fit(self): mallopt(mmap_max=65536, trim_threshold=128*1024)
 
 # %% ../nbs/04_train.ipynb #1ad955fa
 def fast_callbacks() -> list: # for `vision_learner(..., cbs=fast_callbacks())`

@@ -46,16 +46,14 @@ def test_train_export_predict_on_real_bears(half_trained):
 
 
 def test_other_weights_answer_as_the_learner(half_trained, tmp_path):
-    "32 bits to a thousandth; 8 bits with the same labels for nearly all; the same run gives the same file."
+    "32 bits to a thousandth; 8 bits with the same labels for nearly all."
+    from bearclf.export import export_run
     run, bundle = half_trained
-    for weights, most in (("float32", 1e-3), ("int8", .2), ("float16", 1e-2)):
-        status, out, err = bearclf("export", run, "--out", tmp_path/weights, "--weights", weights)
-        assert status == 0, err
-        m = json.loads((tmp_path/weights/"bundle.json").read_text())["metrics"]
-        assert m["parity"]["largest_difference"] <= most and m["parity"]["same"] >= .98*m["parity"]["n"] and f"(the learner: {m['learner_right']})" in out
-    sizes = {w: (tmp_path/w/"model.onnx").stat().st_size/1e6 for w in ("float32", "float16", "int8")}
-    assert sizes["float32"] > 13 > 9 > sizes["float16"] > 6 > sizes["int8"], sizes
-    assert all((tmp_path/"float16"/name).read_bytes() == (bundle/name).read_bytes() for name in ("model.onnx", "bundle.json", "card.md"))
+    for weights, most in (("float32", 1e-3), ("int8", .2)):
+        m = json.loads((export_run(run, tmp_path/weights, weights=weights)/"bundle.json").read_text())["metrics"]
+        assert m["parity"]["largest_difference"] <= most and m["parity"]["same"] >= .98*m["parity"]["n"] and abs(m["right"] - m["learner_right"]) <= 1
+    sizes = {folder.name: (folder/"model.onnx").stat().st_size/1e6 for folder in (tmp_path/"float32", bundle, tmp_path/"int8")}
+    assert sizes["float32"] > 13 > 9 > sizes["bundle"] > 6 > sizes["int8"], sizes
 
 
 def test_the_bundled_model_on_bears_and_on_other_things(shared_photos):
