@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from .core import PhotoError, open_photo, sha256
@@ -62,7 +63,7 @@ class PhotoCache:
     def place(self, fn) -> Path:
         "Where the pixels of a photo are, or would be."
         sha = photo_hash(fn)
-        return (self.folder or cache_folder())/f'{self.side}-{MADE}'/sha[:2]/f'{sha}.npy'
+        return (self.folder or cache_folder())/f'{self.side}-{MADE}-{PIL.__version__}'/sha[:2]/f'{sha}.npy'
 
     def make(self, fn) -> Image.Image: # `side × side`
         "Open and squish a photo, without the cache (a JPEG may come out smaller before, which is quicker, but not below `side`); raises `PhotoError`."
@@ -112,7 +113,7 @@ def fill(
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()
     try: places = dict(zip(fns, _each(cache.place, fns)))
-    except OSError as e: return [(e.filename, f'{Path(e.filename).name} cannot be read: {e.strerror}.')]
+    except OSError as e: return [(e.filename or '?', f'{Path(e.filename or "a photo").name} cannot be read: {e.strerror}.')]
     missing = list({places[fn]: fn for fn in fns if not _touched(places[fn], cache.bytes)}.values())  # of equal photos, one
     if not missing: return []
     budget = _Budget(cache, folder, {*places.values()}, len(missing))

@@ -258,7 +258,7 @@ def predict(
     clf, files, failed = Classifier(bundle, threads=1), _files(photos), 0
     with _bars(hidden=sys.stdout.isatty()) as show:  # on a screen the answers themselves show how far it is
         for done, row in enumerate(predict_files(clf, files), 1):
-            print(json.dumps(row, ensure_ascii=False) if as_json else _say(row), flush=True)
+            print(json.dumps(row, ensure_ascii=False) if as_json else printable(_say(row)), flush=True)
             failed += 'error' in row
             show('predicting', done, len(files))
     if failed: raise typer.Exit(1)

@@ -15,7 +15,7 @@ import onnx
 from fastai.vision.all import *
 
 from .classify import SCHEMA, Classifier, photo_pixels, resize
-from .core import BearclfError, now, photo_files, sha256, write_atomic
+from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
 from .data import OpenPhoto, fingerprint, photo_set
 from .folder import labelled_photos
 from .interpret import calibration_error, heatmap
@@ -108,11 +108,8 @@ def sure_threshold(
 ) -> float: # at least 0.5
     "The lowest top probability at and above which held-out answers reach `target` accuracy."
     top, hit = probs.max(1), probs.argmax(1) == targets
-    order = np.argsort(-top)
-    accuracy = hit[order].cumsum()/np.arange(1, len(hit)+1)
-    reached = np.flatnonzero(accuracy >= target)
-    lowest = top[order][reached[-1]] if len(reached) else 1.
-    return max(.5, math.floor(1e4*float(lowest))/1e4)
+    reached = [t for t in np.unique(np.floor(1e4*top)/1e4) if hit[top >= t].mean() >= target]
+    return max(.5, float(min(reached, default=1.)))
 
 # %% ../nbs/07_export.ipynb #07-export-034
 def _half(
@@ -284,7 +281,7 @@ def parity(
     got = np.array([list(a.probs.values()) for a in clf.predict_many(fns)])
     worst, same = np.abs(got - expected).max(1), got.argmax(1) == expected.argmax(1)
     if not worst.max() <= tolerance or same.mean() < labels:  # also when it is not a number
-        raise BearclfError(f"The bundle and the learner disagree on {Path(fns[int(worst.argmax())]).name} by {worst.max():.4f} (allowed: {tolerance}), and on {(~same).sum()} of {len(fns)} labels: nothing was exported. Try 32-bit weights (--weights float32).")
+        raise BearclfError(f"The bundle and the learner disagree on {Path(fns[int(worst.argmax())]).name} by {worst.max():.4f} (allowed: {tolerance}), and on {(~same).sum()} of {len(fns)} labels: nothing was exported. Try 32-bit weights (--weights float32). A learner that opens photos without turning them upright differs on those that lie on their side.")
     return dict(largest_difference=float(worst.max()), n=len(fns), same=int(same.sum()))
 
 def _right(learn, expected, pairs) -> int: # how many of the first photos the learner itself gets right
@@ -319,15 +316,18 @@ def measure_strangers(
     return dict(name=Path(folder).name, n=len(answers), verdicts=dict(Counter(a.verdict for a in answers)))
 
 # %% ../nbs/07_export.ipynb #07-export-047
+def _text(label: str) -> str: # a label or a folder's name, which must not become markup
+    return re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', printable(label))
+
 def _share(right, n): return f'{right} of {n} ({100*right/n:.1f} %, 95 % interval {100*wilson(right, n)[0]:.1f}–{100*wilson(right, n)[1]:.1f} %)' if n else 'none'
 
 def _how_good(spec: dict) -> list: # lines of markdown
     "What was measured on held-out photos."
     m = spec['metrics']
-    strangers = [f"- Photos of other things, `{s['name']}`: {_share(s['n'] - s['verdicts'].get('out_of_domain', 0), s['n'])} were *not* recognised as such." for s in m['strangers']]
+    strangers = [f"- Photos of other things, {_text(s['name'])}: {_share(s['n'] - s['verdicts'].get('out_of_domain', 0), s['n'])} were *not* recognised as such." for s in m['strangers']]
     return [
         f"- Right: {_share(m['right'], m['n'])} of held-out photos.",
-        *[f"- {label}: {_share(r['right'], r['n'])}." for label, r in m['recall'].items()],
+        *[f"- {_text(label)}: {_share(r['right'], r['n'])}." for label, r in m['recall'].items()],
         f"- It was confident about {m['confident']['n']} of {m['n']}; of those {_share(m['confident']['right'], m['confident']['n'])} were right.",
         f"- Held-out photos wrongly taken for something else: {m['verdicts'].get('out_of_domain', 0)} of {m['n']}.",
         f"- What it says against how often it is right (expected calibration error): {m['error_before']:.3f} as trained, {m['error_after']:.3f} with its temperature, which for this was fitted on one half of the held-out photos and judged on the other, in turns.",
@@ -345,11 +345,11 @@ def card(
 ) -> str: # markdown
     "What people should know before they trust the model; every number comes from `spec`."
     m, counts = spec['metrics'], spec['data']['counts']
-    learned = f"{sum(counts.values())} photos: " + ', '.join(f'{n} {label}' for label, n in counts.items()) + f". {m['n']} of them were held out: the model never learned from those, and how good it is was measured on them."
+    learned = f"{sum(counts.values())} photos: " + ', '.join(f'{n} {_text(label)}' for label, n in counts.items()) + f". {m['n']} of them were held out: the model never learned from those, and how good it is was measured on them."
     fitted = 'The held-out photos come from the same collection as the training photos, and the temperature and both thresholds were fitted on them. On photos from elsewhere expect worse, and measure it.'
     lent = 'It was measured on one half of a folder of photos that came with the conversion, and the temperature and both thresholds were fitted on them; the other half is what `known` compares with.'
     return '\n'.join([
-        f"# A classifier for {', '.join(spec['labels'])}", '',
+        f"# A classifier for {', '.join(map(_text, spec['labels']))}", '',
         '## What it learned from', '',
         learned if counts else "Unknown: it was converted from an `export.pkl`, which holds no photos.", '',
         *([notes.strip(), ''] if notes else []),
@@ -371,7 +371,7 @@ def _spec(
     "What a bundle says of itself."
     fns = [fn for part in photos.values() for fn, _ in part]
     counts = Counter(label for part in photos.values() for _, label in part)
-    data = dict(fingerprint=fingerprint(fns), counts=dict(sorted(counts.items())), held_out=len(photos['valid'])) if photos else dict(fingerprint=None, counts={}, held_out=0)
+    data = dict(fingerprint=fingerprint(fns, dict(pair for part in photos.values() for pair in part).get), counts=dict(sorted(counts.items())), held_out=len(photos['valid'])) if photos else dict(fingerprint=None, counts={}, held_out=0)
     return dict(schema=SCHEMA, labels=[str(v) for v in learn.dls.vocab], image=image, thresholds=thresholds,
                 data=data, versions=record.get('versions') or versions(), created=record.get('created') or now())
 

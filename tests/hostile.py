@@ -38,6 +38,21 @@ def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struc
 def png(w, h, data=b"", depth=8, colours=2, more=b""): return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, depth, colours, 0, 0, 0)) + more + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def tiff(w, h):
+    "32 bits a pixel, compressed."
+    data = zlib.compress(bytes(4*w*h), 1)
+    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 1, 32), (259, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, h), (279, 4, 1, len(data)), (339, 3, 1, 3)]
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + bytes(4)
+
+
+def passes(w, h):
+    "A baseline JPEG that claims to bring each colour in a pass of its own."
+    data = bytearray(saved(Image.new("RGB", (64, 64)), "JPEG"))
+    sof, sos = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    data[sof + 5:sof + 9] = struct.pack(">HH", h, w)
+    return bytes(data[:sos]) + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(data[sos + 14:])
+
+
 def special():
     "What is not made from a good photo: name → bytes."
     im = Image.new("RGB", (64, 64), "red")
@@ -51,7 +66,9 @@ def special():
         "nothing.png": png(0, 0), "wide.png": png(2**31 - 1, 1), "huge.png": png(30000, 30000, zlib.compress(bytes(10**6))), "bomb.png": png(9000, 9000, zlib.compress(bytes(27001*9000), 1)), "large.png": png(6200, 6200, zlib.compress(bytes(18601*6200), 1)), "clear.png": png(4400, 4400, zlib.compress(bytes(17601*4400), 1), 8, 6), "deep_large.png": png(5100, 5100, zlib.compress(bytes(10201*5100), 1), 16, 0), "colours.png": png(5600, 5600, zlib.compress(bytes(5601*5600), 1), 8, 3, chunk(b"PLTE", bytes(768))), "bits.png": png(20000, 20000, zlib.compress(bytes(2501*20000)), 1, 0),
         "text_bomb.png": png(8, 8, zlib.compress(bytes(25*8)), more=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 1))), "icc_bomb.png": png(8, 8, zlib.compress(bytes(25*8)), more=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8), 1))),
         "large.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b"\x2c" + struct.pack("<HHHH", 0, 0, 65535, 65535) + b"\0\x02\x02\x4c\x01\0\x3b", "large.bmp": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0),
-        "scans.jpg": jpeg[:-2] + scan*3000 + b"\xff\xd9", "loop.tif": ifd, "many.tif": b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 65535) + bytes(12*65535), "sure.webp": b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(100), "huge.webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff" + bytes(8),
+        "ribbon.png": png(255, 390_000, zlib.compress(bytes(256*390_000), 1), 8, 0), "one_bit.png": png(9900, 9900, zlib.compress(bytes(1239*9900), 1), 1, 0), "clear_colours.png": png(5600, 5600, zlib.compress(bytes(5601*5600), 1), 8, 3, chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", bytes(9))),
+        "float_ribbon.tif": tiff(300, 133_000), "large.webp": saved(Image.new("RGB", (6300, 6300)), "WEBP", method=0), "passes.jpg": passes(6000, 6000), "large.jpg": saved(Image.new("RGB", (9900, 9900)), "JPEG"), "large_progressive.jpg": saved(Image.new("RGB", (7000, 7000)), "JPEG", progressive=True),
+        "deep_enough.png": png(3000, 3000, zlib.compress(bytes(6001*3000), 1), 16, 0), "scans.jpg": jpeg[:-2] + scan*3000 + b"\xff\xd9", "loop.tif": ifd, "many.tif": b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 65535) + bytes(12*65535), "sure.webp": b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(100), "huge.webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff" + bytes(8),
     }
 
 

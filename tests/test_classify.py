@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
@@ -15,7 +16,7 @@ from hostile import corpus
 from PIL import Image
 
 from bearclf.classify import Classifier, bundle_folder, load_bundle, photo_pixels
-from bearclf.core import BearclfError, open_photo, sha256
+from bearclf.core import BearclfError, PhotoError, open_photo, sha256
 from bearclf.practice import draw_bear
 
 
@@ -70,14 +71,14 @@ def test_bundles_that_lie_are_refused(tmp_path):
         shutil.copytree(bundle_folder(), folder)
         if model is not None: (folder/"model.onnx").write_bytes(model)
         spec = good | dict(files=dict(good["files"], **{"model.onnx": sha256(folder/"model.onnx")})) | values
-        (folder/"bundle.json").write_text(json.dumps(spec) if text is None else text)
+        (folder/"bundle.json").write_bytes(text if isinstance(text, bytes) else (json.dumps(spec) if text is None else text).encode())
         return folder
     real = (bundle_folder()/"model.onnx").read_bytes()
     image = good["image"]
     lies = dict(
         out1=dict(model=outside(bundle_folder()/"model.onnx", "../secret")), out2=dict(model=outside(bundle_folder()/"model.onnx", str(tmp_path/"secret"))), out3=dict(model=outside(bundle_folder()/"model.onnx", "card.md")),
         empty=dict(model=b""), noise=dict(model=os.urandom(10**5)), half=dict(model=real[:len(real)//2]), text=dict(model=b"import os; os.system('touch canary')"), pickle=dict(model=b"cos\nsystem\n(S'touch canary'\ntR."),
-        deep=dict(text="["*100_000), broken=dict(text=json.dumps(good)[:-5]), large=dict(text=" "*11_000_000), binary=dict(text="\ud83d".encode("utf-8", "surrogatepass").decode("latin-1")),
+        deep=dict(text="["*100_000), broken=dict(text=json.dumps(good)[:-5]), large=dict(text=" "*11_000_000), binary=dict(text=b"\xff\xfe{"), long=dict(text=json.dumps(good).replace('"sure": ', '"sure": 1' + "0"*400)),
         nan=dict(thresholds=dict(known=float("nan"), sure=.9)), infinite=dict(thresholds=dict(known=None, sure=float("inf"))), twice=dict(labels=["black", "black", "teddy"]), more=dict(labels=["a", "b", "c", "d"]),
         wide=dict(image=image | dict(size=[224, 10**9])), other=dict(image=image | dict(size=[64, 64], resize=dict(method="squish", size=[64, 64]))), method=dict(image=image | dict(resize=dict(method="__import__('os')", size=[256, 256]))),
         draft=dict(image=image | dict(draft=-5)), path=dict(files={"model.onnx": good["files"]["model.onnx"], "../secret": sha256(tmp_path/"secret")}), new=dict(schema=2))
@@ -106,8 +107,21 @@ def test_many_photos_are_taken_as_they_are_needed(clf, photos):
     def endless():
         while True: taken.append(1); yield photos[0]
     assert len(list(islice(clf.predict_many(endless(), workers=2), 3))) == 3 and len(taken) < 20
-    broken = list(clf.predict_many([photos[0], b"no photo", photos[1]], raises=False))
-    assert [isinstance(a, BearclfError) for a in broken] == [False, True, False]
+    broken = list(clf.predict_many([photos[0], b"no photo", Image.new("RGB", (0, 0)), "a\0b.jpg", photos[1]], raises=False))
+    assert [isinstance(a, BearclfError) for a in broken] == [False, True, True, True, False]
+    before, one = threading.active_count(), clf.predict_many(photos*20, workers=3)
+    next(one)
+    assert threading.active_count() > before
+    one.close()
+    assert threading.active_count() == before
+    slow = [photos[0].resize((4000, 4000)), *photos[1:]]
+    for many in (clf, Classifier(threads=2)): assert [a.label for a in many.predict_many(slow)] == [clf.predict(im).label for im in slow]
+
+
+def test_panoramas_for_a_model_that_pads(clf):
+    how = dict(size=[64, 64], resize=dict(method="pad", size=[64, 64]))
+    assert photo_pixels(Image.new("RGB", (3000, 300), "white"), how)[32].min() == 255
+    with pytest.raises(PhotoError, match="too long"): photo_pixels(Image.new("RGB", (20_000, 200)), how)
 
 
 def test_a_photo_is_one_photo_however_it_comes(clf, photos, tmp_path):
