@@ -29,7 +29,7 @@ MADE = 2             # the second way in which pixels are made; another gets ano
 RESERVE = 200 * 10**6  # bytes of the disk that are left free
 
 @lru_cache(10_000)
-def _mapped(path: Path) -> np.ndarray: return np.load(path, mmap_mode='r', allow_pickle=False)
+def _mapped(path: Path, stamp: tuple) -> np.ndarray: return np.load(path, mmap_mode='r', allow_pickle=False)  # by `_stamp` too: what another process has put in its place is another file
 
 _known = {}  # path → (stamp, hash); of this process alone
 
@@ -71,7 +71,7 @@ class PhotoCache:
 
     def open(self, fn) -> Image.Image: # `side × side`
         "A photo from the cache if it is there, else from its file; raises `PhotoError`."
-        try: pixels = _mapped(self.place(fn))
+        try: pixels = _mapped(at := self.place(fn), _stamp(at))
         except (OSError, ValueError, EOFError): return self.make(fn)
         return Image.fromarray(pixels) if (pixels.shape, pixels.dtype) == ((self.side, self.side, 3), np.uint8) else self.make(fn)
 

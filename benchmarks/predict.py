@@ -96,15 +96,15 @@ def singles(course, learn, clf, fns, rounds):
 
 def many(course, learn, clf, fns, rounds):
     "Photos a second of all photos, in turns; ours beside its parts alone."
-    from bearclf.classify import photo_pixels
+    from bearclf.classify import Classifier, photo_pixels
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    how, kept = clf.spec["image"], {}
+    how, kept, alone = clf.spec["image"], {}, Classifier(clf.folder, threads=1)  # as `predict_many` asks it
     def get_preds(learn):
         with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=learn.dls.test_dl(fns))
     def spread(f, items):
         with ThreadPoolExecutor(cores) as pool: return list(pool.map(f, items))
     def opening(): kept["pixels"] = spread(lambda fn: photo_pixels(fn, how), fns)
-    ways = dict(course=lambda: get_preds(course), own=lambda: get_preds(learn), opening=opening, graph=lambda: spread(lambda x: clf.run(x[None]), kept["pixels"]), predict_many=lambda: list(clf.predict_many(fns)))
+    ways = dict(course=lambda: get_preds(course), own=lambda: get_preds(learn), opening=opening, graph=lambda: spread(lambda x: alone.run(x[None]), kept["pixels"]), predict_many=lambda: list(clf.predict_many(fns)))
     took = {name: [] for name in ways}
     for _ in range(rounds):
         for name, f in ways.items(): took[name].append(timed(f)/len(fns))
