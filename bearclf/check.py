@@ -7,7 +7,7 @@ __all__ = ['DARK', 'BLURRED', 'VIEW', 'KINDS', 'FIXED', 'SUFFIXES', 'THUMB', 'br
            'summary', 'report_page', 'fixable', 'fix_photos']
 
 # %% ../nbs/01a_check.ipynb #01a-check-002
-import base64, html, os
+import html, os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from .core import FORMATS, BearclfError, PhotoError, open_photo, photo_bytes, photo_files, sha256, write_atomic
+from .core import FORMATS, BearclfError, PhotoError, data_url, open_photo, photo_bytes, photo_files, sha256, write_atomic
 from .folder import attribution, read_manifest, set_aside, side_of
 from .verify import MIN_SIDE, Twins, phash
 
@@ -138,9 +138,7 @@ def _thumb(path: Path, bright: bool = False) -> str: # an `<img>`, or nothing; `
     except PhotoError: return ''
     im.thumbnail((THUMB, THUMB))
     if bright: im = ImageOps.autocontrast(im)
-    out = BytesIO()
-    im.save(out, 'JPEG', quality=75)
-    return f'<img alt="{html.escape(path.name)}" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return f'<img alt="{html.escape(path.name)}" src="{data_url(im, 75)}">'
 
 def _item(folder: Path, f: Finding) -> str:
     pictures = ''.join(_thumb(folder/name) for name in (f.file, f.twin) if name and (folder/name).is_file()) + (_thumb(folder/f.file, True) if f.kind == 'dark' else '')

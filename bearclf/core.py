@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_WORK', 'DAMAGED', 'MAX_SCANS', 'BearclfError',
            'PhotoError', 'as_rgb', 'photo_bytes', 'open_photo', 'shut', 'photo_files', 'sha256', 'write_atomic',
-           'printable', 'mallopt', 'now']
+           'printable', 'data_url', 'mallopt', 'now']
 
 # %% ../nbs/00_core.ipynb #00-core-002
-import ctypes, hashlib, json, os, struct, sys, warnings
+import base64, ctypes, hashlib, json, os, struct, sys, warnings
 from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
@@ -218,6 +218,15 @@ def write_atomic(
 def printable(text: str) -> str: # on one line
     "Text that a stranger or a file name had a part in, so that it cannot move a terminal's cursor."
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text)
+
+def data_url(
+    im: Image.Image,  # RGB
+    quality: int = 80,
+) -> str: # for `src="…"`
+    "A picture as text, as a JPEG that a page or report holds in itself."
+    out = BytesIO()
+    im.save(out, 'JPEG', quality=quality)
+    return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
 
 def mallopt(
     **settings: int,  # by their names in glibc's malloc.h: mmap_threshold, trim_threshold, mmap_max; bytes, or a number
