@@ -14,7 +14,7 @@ from copy import deepcopy
 import onnx
 from fastai.vision.all import *
 
-from .classify import SCHEMA, Classifier, photo_pixels, resize
+from .classify import SCHEMA, Classifier, photo_pixels, resize, verdict
 from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
 from .data import OpenPhoto, fingerprint, photo_set
 from .folder import labelled_photos
@@ -245,13 +245,14 @@ def calibrate(
     return net, dict(temperature=net.temperature, error_before=errors[0], error_after=errors[1])
 
 def fit_thresholds(
-    clf: Classifier,
-    pairs: list,  # (path, label) of photos it did not learn from
+    answers: list,  # of the finished graph, to photos that it did not learn from
+    labels: list,   # what they show
 ) -> dict: # {'known', 'sure'}
     "Both thresholds, from what the finished graph says."
-    answers = list(clf.predict_many([fn for fn, _ in pairs]))
-    probs, targets = np.array([list(a.probs.values()) for a in answers]), np.array([clf.labels.index(label) for _, label in pairs])
-    return dict(known=_keep(np.array([a.known for a in answers])), sure=sure_threshold(probs, targets))
+    targets = np.array([[*a.probs].index(label) for a, label in zip(answers, labels)])
+    return dict(known=_keep(np.array([a.known for a in answers])), sure=sure_threshold(_probs(answers), targets))
+
+def _probs(answers) -> np.ndarray: return np.array([list(a.probs.values()) for a in answers]) # `[N, C]`
 
 def _keep(
     known: np.ndarray,    # in-domain scores of held-out photos
@@ -271,35 +272,32 @@ def learner_probs(
     return (probs.clamp_min(1e-12).log()/temperature).softmax(1).numpy()
 
 def parity(
-    clf: Classifier,      # the bundle's
-    expected: np.ndarray, # `[N, C]`, from `learner_probs`
-    fns: list,            # the same photos
+    answers: list,        # the bundle's
+    expected: np.ndarray, # `[N, C]`, from `learner_probs` of the same photos
     tolerance: float,     # the largest difference allowed
     labels: float = 0.,   # the share of photos whose label must be the same
 ) -> dict: # `largest_difference`, `n`, `same`: how many photos got the same label
     "Compare; raises `BearclfError` if a probability is off by more than `tolerance`, or too many labels are."
-    got = np.array([list(a.probs.values()) for a in clf.predict_many(fns)])
+    got = _probs(answers)
     worst, same = np.abs(got - expected).max(1), got.argmax(1) == expected.argmax(1)
     if not worst.max() <= tolerance or same.mean() < labels:  # also when it is not a number
-        raise BearclfError(f"The bundle and the learner disagree on {Path(fns[int(worst.argmax())]).name} by {worst.max():.4f} (allowed: {tolerance}), and on {(~same).sum()} of {len(fns)} labels: nothing was exported. Try 32-bit weights (--weights float32). A learner that opens photos without turning them upright differs on those that lie on their side.")
-    return dict(largest_difference=float(worst.max()), n=len(fns), same=int(same.sum()))
-
-def _right(learn, expected, pairs) -> int: # how many of the first photos the learner itself gets right
-    return sum(int(p.argmax()) == learn.dls.vocab.o2i[label] for p, (_, label) in zip(expected, pairs))
+        raise BearclfError(f"The bundle and the learner disagree on {answers[int(worst.argmax())].file} by {worst.max():.4f} (allowed: {tolerance}), and on {(~same).sum()} of {len(same)} labels: nothing was exported. Try 32-bit weights (--weights float32). A learner that opens photos without turning them upright differs on those that lie on their side.")
+    return dict(largest_difference=float(worst.max()), n=len(same), same=int(same.sum()))
 
 # %% ../nbs/07_export.ipynb #07-export-046
 def measure_bundle(
-    clf: Classifier,
-    pairs: list,  # (path, label) of photos it did not learn from
+    answers: list,      # to photos that it did not learn from
+    labels: list,       # what they show
+    thresholds: dict,   # from `fit_thresholds`
 ) -> dict: # accuracy and interval, recall per label, share of each verdict, accuracy when confident
     "How a bundle does on labelled photos, from file to verdict."
-    answers = [*zip(clf.predict_many([fn for fn, _ in pairs]), (label for _, label in pairs))]
-    right = [a.label == label for a, label in answers]
-    recall = {name: [r for r, (_, label) in zip(right, answers) if label == name] for name in clf.labels}
-    sure = [r for r, (a, _) in zip(right, answers) if a.verdict == 'confident']
+    verdicts = [verdict(a.probs[a.label], a.known, thresholds) for a in answers]
+    right = [a.label == label for a, label in zip(answers, labels)]
+    recall = {name: [r for r, label in zip(right, labels) if label == name] for name in answers[0].probs}
+    sure = [r for r, v in zip(right, verdicts) if v == 'confident']
     return dict(n=len(right), right=sum(right), accuracy=sum(right)/len(right), accuracy_interval=list(wilson(sum(right), len(right))),
                 recall={k: dict(right=sum(v), n=len(v), interval=list(wilson(sum(v), len(v)))) for k, v in recall.items()},
-                verdicts=dict(Counter(a.verdict for a, _ in answers)), confident=dict(n=len(sure), right=sum(sure)))
+                verdicts=dict(Counter(verdicts)), confident=dict(n=len(sure), right=sum(sure)))
 
 def _check_strangers(folders: list):
     "Raise `BearclfError` for a folder that cannot be measured on, before the work starts."
@@ -410,13 +408,16 @@ def export_bundle(
         _to_onnx(net, image['size'], part/'model.onnx', weights, _stacked(taught[::-(-len(taught)//64)], image) if weights == 'int8' else None)
         spec = _spec(learn, {} if converted else photos, image, thresholds or dict(known=None, sure=1.), record or {}) | dict(metrics={})
         _finish(part, spec, '')
-        if measured: _finish(part, spec := spec | dict(thresholds=fit_thresholds(Classifier(part, threads=1), photos['valid'])), '')
         clf = Classifier(part, threads=1)
-        fns = [fn for fn, _ in [*photos['valid'], *photos['train']]][:max(200, len(photos['valid']))]
-        expected = learner_probs(learn, fns, net.temperature)
-        metrics = measure_bundle(clf, photos['valid']) if measured else dict(n=0, right=0)
-        metrics |= dict(parity=parity(clf, expected, fns, TOLERANCE[weights], .98 if weights == 'int8' else 0), learner_right=_right(learn, expected, photos['valid']) if measured else None,
-                        **fitted, weights=weights, strangers=[measure_strangers(clf, folder) for folder in strangers])
+        fns, labels = zip(*[*photos['valid'], *photos['train']][:max(200, len(photos['valid']))])  # the held-out ones first
+        answers, expected = [*clf.predict_many(fns)], learner_probs(learn, list(fns), net.temperature)
+        metrics = dict(parity=parity(answers, expected, TOLERANCE[weights], .98 if weights == 'int8' else 0), **fitted, weights=weights)
+        if measured:
+            held_out = answers[:len(photos['valid'])], labels[:len(photos['valid'])]
+            clf.spec['thresholds'] = spec['thresholds'] = fit_thresholds(*held_out)
+            right = sum(clf.labels[p.argmax()] == label for p, label in zip(expected, held_out[1]))
+            metrics |= measure_bundle(*held_out, spec['thresholds']) | dict(learner_right=right)
+        metrics = dict(n=0, right=0) | metrics | dict(strangers=[measure_strangers(clf, folder) for folder in strangers])
         _finish(part, spec | dict(metrics=metrics), notes)
         return put_folder(part, Path(out))
     finally: shutil.rmtree(part, ignore_errors=True)
