@@ -112,8 +112,11 @@ def fill(
 ) -> list: # (path, reason) for each photo that cannot be opened; best empty
     "Unfold the photos that `cache` lacks."
     folder = cache.folder or cache_folder()
-    try: places = dict(zip(fns, _each(cache.place, fns)))
-    except OSError as e: return [(e.filename or '?', f'{Path(e.filename or "a photo").name} cannot be read: {e.strerror}.')]
+    def placed(fn): # or why there is no place for it
+        try: return cache.place(fn)
+        except OSError as e: return f'{Path(fn).name} cannot be read: {e.strerror}.'
+    places = dict(zip(fns, _each(placed, fns)))
+    if gone := [(fn, at) for fn, at in places.items() if isinstance(at, str)]: return gone
     missing = list({places[fn]: fn for fn in fns if not _touched(places[fn], cache.bytes)}.values())  # of equal photos, one
     if not missing: return []
     budget = _Budget(cache, folder, {*places.values()}, len(missing))

@@ -85,12 +85,14 @@ def _divided(folder: Path, fns: list) -> list:
 def _elsewhere(folder: Path, fns: list) -> str:
     "What to do about a folder whose photos are in no label folders."
     if any(fn.parent == folder for fn in fns): return f'if {folder.name} is a label, name the folder that it is in ({folder.absolute().parent}); else put them in {folder}/<label>/, one folder per label'
-    deeper = Counter(fn.parent.parent for fn in {fn.parent: fn for fn in fns}.values() if folder in fn.parent.parent.parents)
-    parted = next((up for up in sorted({at.parent for at in deeper}) if sides(at.name for at in deeper if at.parent == up and at.name.lower() in SIDES)), None)
-    if parted == folder: return f"{folder} is parted into {', '.join(sorted(at.name for at in deeper if at.parent == folder and at.name.lower() in SIDES))}, and holds other folders with photos ({', '.join(sorted({fn.relative_to(folder).parts[0] for fn in fns if fn.relative_to(folder).parts[0].lower() not in SIDES})[:3])}), which do not belong there: take them out"
-    best = parted or max(sorted(deeper), key=deeper.get, default=None)
-    if parted or best and deeper[best] > 1: return f'{best} does: name that one'
-    return f'put them in {folder}/<label>/, one folder per label'
+    above = Counter(label.parent for label in {fn.parent for fn in fns} if folder in label.parent.parents)  # folder → label folders in it
+    parts = lambda up: sorted(at.name for at in above if at.parent == up and at.name.lower() in SIDES)
+    parted = next((up for up in sorted({at.parent for at in above}) if sides(parts(up))), None)
+    if parted == folder:
+        others = sorted({fn.relative_to(folder).parts[0] for fn in fns} - {*parts(folder)})
+        return f"{folder} is parted into {', '.join(parts(folder))}, and holds other folders with photos ({', '.join(others[:3])}), which do not belong there: take them out"
+    best = parted or max(sorted(above), key=above.get, default=None)
+    return f'{best} does: name that one' if parted or above[best] > 1 else f'put them in {folder}/<label>/, one folder per label'
 
 def labelled_photos(
     folder: Union[str, os.PathLike],  # one subfolder per label; or `train/` and `valid/` with one each

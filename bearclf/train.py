@@ -147,8 +147,8 @@ def photo_learner(
     **kwargs,                  # for `vision_learner`
 ) -> Learner: # pretrained, its body frozen
     "A pretrained learner for `dls`; raises `BearclfError` for an unknown `arch` or weights that cannot be had."
-    if callable(arch): arch = OFFLINE_ARCH if arch is efficientnet_lite0 else arch.__name__
-    _refuse_arch(arch)
+    if callable(arch): arch = next((name for name in (OFFLINE_ARCH, getattr(arch, '__name__', '')) if _known(name) is arch), arch)
+    else: _refuse_arch(arch)
     usual = dict(train_bn=False, cbs=[*fast_callbacks(), *L(cbs)]) | (dict(lin_ftrs=[], concat_pool=False) if arch == OFFLINE_ARCH else {})
     kwargs, before = usual | kwargs, normalization(dls)
     try:
@@ -156,13 +156,16 @@ def photo_learner(
             warnings.filterwarnings('ignore', module='torchvision')  # what it thinks of the way fastai calls it
             learn = _pretrained(dls, arch, metrics=metrics, **kwargs)
     except (StopIteration, AttributeError, IndexError, AssertionError) as e:
-        raise BearclfError(f"fastai cannot put a new head on {arch}: try one of {', '.join(ARCHS)}.") from e
+        raise BearclfError(f"fastai cannot put a new head on {getattr(arch, '__name__', arch)}: try one of {', '.join(ARCHS)}.") from e
     except (URLError, OSError, RuntimeError) as e:
         if not _is_download(e): raise
         raise BearclfError(f"The weights of {arch} are not on this computer and cannot be downloaded: connect once, or use --arch {OFFLINE_ARCH}, whose weights are installed.") from e
     after = normalization(dls)
     if before and not (after and all(map(torch.equal, before, after))): warnings.warn(f"These DataLoaders are normalised for {arch} now, and no longer for the learner made from them before: make new ones for each.", stacklevel=2)
     return learn
+
+def _known(arch: str) -> Callable: # the function of that name; `None`: timm's, or none
+    return efficientnet_lite0 if arch == OFFLINE_ARCH else getattr(torchvision.models, arch, None)
 
 def _pretrained(dls, arch, **kwargs) -> Learner:
     if arch == OFFLINE_ARCH: return vision_learner(dls, efficientnet_lite0, **kwargs)
@@ -473,7 +476,7 @@ def train(
     _refuse_arch(arch)
     if not table and folder.resolve() in (out.resolve(), *out.resolve().parents): raise BearclfError(f"{out} is inside the photos folder, where it would become a label: choose a place outside {folder}.")
     unfinished, part = _checkpoint(out), None
-    if (unfinished/'last.pth').is_file(): _plan(unfinished, {}, False, force or resume)
+    _plan(unfinished, {}, False, force or resume)  # told before anything else
     check_folder(out, force or resume)
     with _held(unfinished):
         try:
