@@ -59,7 +59,7 @@ setup(
         "dev": needs("lesson", "course", "dev", "nbdev2"),
         "dev-latest": needs("lesson", "latest", "dev", "nbdev3"),
     },
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"], "jupyter_client.kernel_provisioners": ["bearclf-warm=bearclf.visitors:WarmProvisioner"]},
     cmdclass={"build_py": BuildWithPages},
     distclass=WithData,
     zip_safe=False,

@@ -10,6 +10,7 @@ __all__ = ['SCHEMA', 'SHAPE', 'WHOLE', 'bundle_folder', 'load_bundle', 'resize',
 import html, json, os
 from math import isfinite
 from mmap import ACCESS_READ, mmap
+from operator import le
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from .core import DAMAGED, MEMORY, BearclfError, PhotoError, _name, as_rgb, data_url, mallopt, open_photo, sha256
+from .core import DAMAGED, MALLOC, MEMORY, BearclfError, PhotoError, _name, as_rgb, data_url, mallopt, open_photo, sha256
 
 # %% ../nbs/08_classify.ipynb #08-classify-008
 SCHEMA = 1
@@ -53,7 +54,7 @@ def _number(v) -> bool: return type(v) in (int, float) and isfinite(v)
 
 SHAPE = dict(  # what `bundle.json` must hold, and how to tell
     labels=lambda v: isinstance(v, list) and all(isinstance(o, str) for o in v) and len(v) == len(set(v)) > 1,
-    image=lambda v: _size(v['size']) and _size(v['resize']['size']) and isinstance(v['resize']['method'], str) and (v.get('draft') is None or type(v['draft']) is int and v['draft'] > 0),
+    image=lambda v: _size(v['size']) and _size(v['resize']['size']) and all(map(le, v['size'], v['resize']['size'])) and isinstance(v['resize']['method'], str) and (v.get('draft') is None or type(v['draft']) is int and v['draft'] > 0),
     thresholds=lambda v: _number(v['sure']) and (v.get('known') is None or _number(v['known'])),
     files=lambda v: isinstance(v, dict))
 
@@ -189,7 +190,7 @@ def _session(
         return ort.InferenceSession(str(graph), options, providers=['CPUExecutionProvider'])
     except Exception as e:  # onnxruntime's own errors share no public base class
         raise BearclfError(f"{graph} cannot be loaded by ONNX Runtime {ort.__version__} ({str(e).splitlines()[0]}): export the bundle again.") from e
-    finally: mallopt(mmap_threshold=2**25, trim_threshold=2**26)
+    finally: mallopt(**MALLOC)
 
 WHOLE = 10**5  # pixels that no photo has on a side: it is opened whole
 

@@ -18,7 +18,7 @@ from fastai.vision.all import *
 from fastai.vision.learner import default_split, model_meta
 
 from .cache import photo_hash
-from .core import BearclfError, PhotoError, mallopt, now, sha256, write_atomic
+from .core import MALLOC, BearclfError, PhotoError, mallopt, now, sha256, write_atomic
 from .data import GroupSplitter, fingerprint, photo_block, photo_set
 from .folder import locked
 
@@ -114,7 +114,7 @@ class KeepMemory(Callback):
     "Lets glibc keep freed memory while a CPU trains, and return it afterwards."
     def before_fit(self):
         if self.dls.device.type == 'cpu': mallopt(mmap_max=0, trim_threshold=2**31 - 1)
-    def after_fit(self): mallopt(mmap_max=65536, trim_threshold=128*1024)
+    def after_fit(self): mallopt(**MALLOC)
 
 # %% ../nbs/04_train.ipynb #1ad955fa
 def fast_callbacks() -> list: # for `vision_learner(..., cbs=fast_callbacks())`

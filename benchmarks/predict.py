@@ -3,8 +3,8 @@
     python benchmarks/predict.py PHOTOS [--rounds 5]
 
 PHOTOS is a photos folder. Two learners are made as in the course (plain `ImageBlock`, `RandomResizedCrop`, `vision_learner`): one with the course's resnet18 (from random weights where its checkpoint cannot be had, which takes the same
-time), one with bearclf's own backbone, which becomes a bundle too. Then they are asked, in turns:
-- one photo after the other (1, 3 and 12 megapixels, and the photos as they are): median and 95th percentile;
+time), one with bearclf's own backbone. A third, trained by bearclf, becomes two bundles: with weights as they come by default, and with 8 bits. Then they are asked, in turns:
+- one photo after the other (1, 3 and 12 megapixels, and the photos as they are), each way all of them in its turn, as somebody would who has only that way: median and 95th percentile;
 - many photos: `get_preds` on a `test_dl` against `Classifier.predict_many`, and how near the latter is to its limit: opening alone plus graph alone;
 - from nothing to the first answer, in a process of its own: seconds and peak memory.
 """
@@ -44,18 +44,18 @@ def sized(fns, folder, megapixels):
 
 
 def made(photos, folder):
-    "The two learners, and the bundle of the second; each with its `export.pkl`."
+    "The course's learner, also as `export.pkl`, the same with our backbone, and our bundles by name."
     from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, RandomResizedCrop, RandomSplitter, aug_transforms, error_rate, parent_label, resnet18, vision_learner
     from bearclf.export import export_bundle
     from bearclf.folder import labelled_photos
-    from bearclf.train import efficientnet_lite0
+    from bearclf.train import efficientnet_lite0, train
     block = DataBlock((ImageBlock, CategoryBlock), get_items=labelled_photos, splitter=RandomSplitter(seed=42), get_y=parent_label,
                       item_tfms=RandomResizedCrop(224, min_scale=.5), batch_tfms=aug_transforms())
     course = vision_learner(block.dataloaders(photos), resnet18, metrics=error_rate, pretrained=False)
     course.export(folder/"course.pkl")
     learn = vision_learner(block.dataloaders(photos), efficientnet_lite0, metrics=error_rate, lin_ftrs=[], concat_pool=False)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
-    return course, learn, export_bundle(learn, folder/"bundle")
+    ours = train(photos, folder/"run", epochs=1)
+    return course, learn, {"bearclf": export_bundle(ours, folder/"bundle"), "bearclf, 8 bits": export_bundle(ours, folder/"eight", weights="int8")}
 
 
 def plain_torch(learn):
@@ -79,32 +79,34 @@ def timed(f, *args):
 def percentiles(seconds): return f"{1e3*statistics.median(seconds):7.1f} ms, 95 %: {1e3*statistics.quantiles(seconds, n=20)[-1]:7.1f} ms"
 
 
-def singles(course, learn, clf, fns, rounds):
-    "One photo after the other, each way on the same photo in turn."
+def singles(course, learn, clfs, fns, rounds):
+    "One photo after the other, all of them one way and then the next; the first photo of a turn warms up."
     def loud(fn):
         with contextlib.redirect_stdout(io.StringIO()): course.predict(fn)
     def quiet(learn, fn):
         with learn.no_bar(), learn.no_logging(): learn.predict(fn)
-    ways = {"course's predict": loud, "course's, no bar": lambda fn: quiet(course, fn), "our backbone's, no bar": lambda fn: quiet(learn, fn), "plain PyTorch": plain_torch(learn), "bearclf": clf.predict}
+    ways = {"course's predict": loud, "course's, no bar": lambda fn: quiet(course, fn), "our backbone's, no bar": lambda fn: quiet(learn, fn), "plain PyTorch": plain_torch(learn)} | {name: clf.predict for name, clf in clfs.items()}
     took = {name: [] for name in ways}
-    for f in ways.values(): f(fns[0])
     for _ in range(rounds):
-        for fn in fns:
-            for name, f in ways.items(): took[name].append(timed(f, fn))
+        for name, f in ways.items(): took[name] += [timed(f, fn) for fn in [fns[0], *fns]][1:]
     return took
 
 
-def many(course, learn, clf, fns, rounds):
-    "Photos a second of all photos, in turns; ours beside its parts alone."
+def many(course, learn, clfs, fns, rounds):
+    "Seconds a photo, of all photos, in turns; ours beside its parts alone."
     from bearclf.classify import Classifier, photo_pixels
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    how, kept, alone = clf.spec["image"], {}, Classifier(clf.folder, threads=1)  # as `predict_many` asks it
+    how, kept = next(iter(clfs.values())).spec["image"], {}
+    alone = {name: Classifier(clf.folder, threads=1) for name, clf in clfs.items()}  # as `predict_many` asks it
     def get_preds(learn):
         with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=learn.dls.test_dl(fns))
     def spread(f, items):
         with ThreadPoolExecutor(cores) as pool: return list(pool.map(f, items))
     def opening(): kept["pixels"] = spread(lambda fn: photo_pixels(fn, how), fns)
-    ways = dict(course=lambda: get_preds(course), own=lambda: get_preds(learn), opening=opening, graph=lambda: spread(lambda x: alone.run(x[None]), kept["pixels"]), predict_many=lambda: list(clf.predict_many(fns)))
+    ways = {"course's get_preds": lambda: get_preds(course), "our backbone's get_preds": lambda: get_preds(learn), "opening alone": opening}
+    for name, clf in clfs.items():
+        ways[f"{name}, graph alone"] = lambda one=alone[name]: spread(lambda x: one.run(x[None]), kept["pixels"])
+        ways[name] = lambda clf=clf: list(clf.predict_many(fns))
     took = {name: [] for name in ways}
     for _ in range(rounds):
         for name, f in ways.items(): took[name].append(timed(f)/len(fns))
@@ -118,22 +120,23 @@ def main():
     fns = labelled_photos(args.photos)
     some = fns[::-(-len(fns)//20)]
     with tempfile.TemporaryDirectory() as tmp:
-        course, learn, bundle = made(args.photos, Path(tmp))
-        clf = Classifier(bundle)
+        course, learn, bundles = made(args.photos, Path(tmp))
+        clfs = {name: Classifier(bundle) for name, bundle in bundles.items()}
         print(f"from nothing to the first answer ({args.rounds} turns, medians)")
         firsts = {way: [] for way in FIRST}
         for _ in range(args.rounds):
-            for way, model in dict(fastai=Path(tmp)/"course.pkl", bearclf=bundle).items(): firsts[way].append(first_answer(way, model, some[0]))
+            for way, model in dict(fastai=Path(tmp)/"course.pkl", bearclf=bundles["bearclf"]).items(): firsts[way].append(first_answer(way, model, some[0]))
         for way, each in firsts.items(): print(f"  {way:24} {statistics.median(s for s, _ in each):7.2f} s {statistics.median(mb for _, mb in each):7.0f} MB")
         for size in args.sizes:
-            took = singles(course, learn, clf, some if size == "as they are" else sized(some, Path(tmp), size), args.rounds)
+            took = singles(course, learn, clfs, some if size == "as they are" else sized(some, Path(tmp), size), args.rounds)
             base = statistics.median(took["course's predict"])
             print(f"one photo, {len(some)} photos {size}{'' if size == 'as they are' else ' megapixels'}, {args.rounds} turns")
             for name, each in took.items(): print(f"  {name:24} {percentiles(each)}  {base/statistics.median(each):5.1f} x")
-        per = many(course, learn, clf, fns, args.rounds)
+        per = many(course, learn, clfs, fns, args.rounds)
         print(f"many photos ({len(fns)}, {args.rounds} turns, medians)")
-        for name, each in per.items(): print(f"  {name:24} {1/each:7.1f} photos a second")
-        print(f"  {per['course']/per['predict_many']:.1f} x the course's get_preds, {per['own']/per['predict_many']:.1f} x our backbone's; {per['predict_many']/(per['opening'] + per['graph']):.2f} of opening plus graph")
+        course, own = per["course's get_preds"], per["our backbone's get_preds"]
+        for name, each in per.items(): print(f"  {name:30} {1/each:7.1f} photos a second")
+        for name in clfs: print(f"  {name}: {course/per[name]:.1f} x the course's get_preds, {own/per[name]:.1f} x our backbone's; {per[name]/(per['opening alone'] + per[f'{name}, graph alone']):.2f} of opening plus graph")
 
 
 if __name__ == "__main__": main()

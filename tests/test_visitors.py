@@ -1,0 +1,219 @@
+"""Many visitors, and those who ask for what they should not get: plain HTTP and raw web sockets against a real `bearclf app`."""
+import asyncio, io, json, re, shutil, statistics, struct, time
+from uuid import uuid4
+
+import numpy as np
+import psutil
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from bearclf.classify import bundle_folder
+from bearclf.practice import draw_bear
+from bearclf.visitors import CAN_FORK
+from conftest import app
+
+AsyncHTTPClient.configure("tornado.simple_httpclient.SimpleAsyncHTTPClient", max_clients=500)
+SECONDS = 60
+
+
+async def get(url, method="GET", **kwargs):
+    return await AsyncHTTPClient().fetch(HTTPRequest(url, method, connect_timeout=SECONDS, request_timeout=SECONDS, allow_nonstandard_methods=True, follow_redirects=False, **kwargs), raise_error=False)
+
+
+def message(kind, content, channel="shell", buffers=()):
+    "A Jupyter message as a web socket carries it: JSON, or with buffers a binary frame."
+    told = json.dumps(dict(header=dict(msg_id=uuid4().hex, msg_type=kind, username="", session="s", date="2026-01-01T00:00:00Z", version="5.3"), parent_header={}, metadata={}, content=content, channel=channel)).encode()
+    if not buffers: return told.decode()
+    parts = [told, *buffers]
+    at = [4*(len(parts) + 1)]
+    for part in parts[:-1]: at.append(at[-1] + len(part))
+    return struct.pack(f"!{len(parts) + 1}I", len(parts), *at) + b"".join(parts)
+
+
+def unpacked(frame):
+    "What a message says."
+    if isinstance(frame, str): return json.loads(frame)
+    n, first, *_ = struct.unpack("!2I", frame[:8])
+    ends = struct.unpack(f"!{n}I", frame[4:4 + 4*n]) + (len(frame),)
+    return json.loads(frame[first:ends[1]])
+
+
+class Guest:
+    "A visitor without a browser: opens the page, connects, sends photos to its `Upload`."
+    def __init__(self, url): self.url = url
+
+    async def come(self):
+        self.page = await get(self.url)
+        if self.page.code != 200: return self
+        self.kernel = re.search(r'"kernelId": "([^"]+)"', self.page.body.decode())[1]
+        self.socket = await websocket_connect(HTTPRequest(f"{self.url.replace('http', 'ws')}api/kernels/{self.kernel}/channels?session_id={uuid4()}", connect_timeout=SECONDS, request_timeout=SECONDS), max_message_size=2**26)
+        return self
+
+    async def hear(self, wanted, seconds=SECONDS):
+        "The first message for which `wanted` is true; None after `seconds`."
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try: frame = await asyncio.wait_for(self.socket.read_message(), left)
+            except asyncio.TimeoutError: return None
+            if frame is None: return None
+            if wanted(told := unpacked(frame)): return told
+
+    async def upload(self):
+        "The address of the page's `Upload`."
+        await self.socket.write_message(message("comm_info_request", dict(target_name="jupyter.widget")))
+        comms = (await self.hear(lambda m: m["header"]["msg_type"] == "comm_info_reply"))["content"]["comms"]
+        for comm in comms:
+            await self.socket.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="request_state"))))
+            told = await self.hear(lambda m: m["header"]["msg_type"] == "comm_msg" and m["content"]["comm_id"] == comm and m["content"]["data"].get("method") == "update")
+            if told and "_esm" in told["content"]["data"]["state"]: return comm
+
+    async def ask(self, photo, name):
+        "Seconds from sending a photo to its answer, and the answer's words."
+        start = time.monotonic()
+        await self.socket.write_message(message("comm_msg", dict(comm_id=self.comm, data=dict(method="custom", content=dict(kind="photo", name=name))), buffers=[photo]), binary=True)
+        told = await self.hear(lambda m: m["header"]["msg_type"] == "comm_msg" and m["content"]["data"].get("content", {}).get("kind") == "answered")
+        return time.monotonic() - start, told and told["content"]["data"]["content"]["words"]
+
+    def leave(self): self.socket.close()
+
+
+def jpeg(label, seed):
+    out = io.BytesIO()
+    draw_bear(label, np.random.default_rng(seed)).save(out, "jpeg", quality=90)
+    return out.getvalue()
+
+
+CODE = "import pathlib; pathlib.Path({canary!r}).write_text('ran')"
+PATHS = """app.ipynb nbs/app.ipynb voila.json bundle.json model.onnx card.md bearclf.db predictions.db .env settings.ini api/kernels api/kernels/ api/sessions api/contents api/contents/app.ipynb api/terminals api/kernelspecs
+api/config/notebook api/nbconvert api/spec.yaml api/status tree lab edit/app.ipynb notebooks/app.ipynb files/app.ipynb view/app.ipynb nbconvert/html/app.ipynb terminals/1 metrics voila/tree voila/render/app.ipynb voila/render/../app.ipynb
+voila/files/app.ipynb voila/files/voila.json voila/files/../settings.ini voila/files/%2e%2e/settings.ini voila/files//etc/passwd voila/files/..%2f..%2fetc%2fpasswd voila/static/../../app.ipynb voila/static/%2e%2e/%2e%2e/app.ipynb
+voila/static//etc/passwd voila/static/..%2f..%2f..%2fetc%2fpasswd voila/templates/bearclf/../../../../../etc/passwd voila/templates/bearclf/index.html.j2 voila/templates/bearclf/static/..%2findex.html.j2 voila/labextensions/../../../etc/passwd voila/labextensions/%2e%2e/%2e%2e/kernels/python3/kernel.json
+voila/api/contents/ voila/api/themes/..%2f..%2fetc%2fpasswd voila/execution/x static/../app.ipynb ../app.ipynb %2e%2e/app.ipynb ..%2fapp.ipynb ....//app.ipynb /etc/passwd //etc/passwd proc/self/environ ?voila-template=lab ?template=lab ?theme=../../etc""".split()
+SECRETS = (b"from bearclf.app import page", b"root:x:", b"\"thresholds\"", b"cull_idle_timeout", b"{%", b"ipykernel_launcher", b"PATH=", b"[DEFAULT]")
+
+
+def test_nothing_is_served_but_the_page(page_url):
+    async def ask():
+        return [(path, await get(page_url + path)) for path in PATHS]
+    served = {path: r for path, r in asyncio.run(ask())}
+    for path, r in served.items():
+        assert not any(secret in (r.body or b"") for secret in SECRETS), path
+        assert path.startswith("?") or r.code in (301, 302, 400, 403, 404, 405, 426, 500), (path, r.code)
+        assert "Location" not in r.headers or "login" in r.headers["Location"] or r.headers["Location"].startswith("/"), path
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_other_methods_change_nothing(page_url, method):
+    async def ask(): return [(await get(page_url + path, method, body="{}")).code for path in ("", "api/kernels", "api/contents/x.ipynb", "api/sessions", "voila/files/x")]
+    assert all(code >= 400 or method == "OPTIONS" for code in asyncio.run(ask()))
+
+
+def test_no_code_runs(page_url, tmp_path):
+    canary = tmp_path/"canary"
+    code = CODE.format(canary=str(canary))
+    tries = [("execute_request", dict(code=code, silent=True, store_history=False, user_expressions={}, allow_stdin=True)),
+             ("execute_request", dict(code="0", silent=False, store_history=False, user_expressions=dict(x=f"exec({code!r})"), allow_stdin=False)),
+             ("inspect_request", dict(code=code, cursor_pos=3, detail_level=1)), ("complete_request", dict(code=code, cursor_pos=len(code))), ("history_request", dict(hist_access_type="tail", n=10, output=True, raw=True)),
+             ("is_complete_request", dict(code=code)), ("debug_request", dict(type="request", seq=1, command="evaluate", arguments=dict(expression=code))), ("usage_request", {}), ("create_subshell_request", {}), ("input_reply", dict(value=code)),
+             ("interrupt_request", {}), ("comm_open", dict(comm_id=uuid4().hex, target_name="os.system", target_module="os", data=dict(command=f"touch {canary}"))),
+             ("comm_open", dict(comm_id=uuid4().hex, target_name="jupyter.widget", data=dict(state=dict(_model_name="X", _model_module="os", _view_module="os"))))]
+    async def attack():
+        guest = await Guest(page_url).come()
+        for channel in ("shell", "control", "stdin", "iopub", "nowhere"):
+            for kind, content in tries: await guest.socket.write_message(message(kind, content, channel))
+        for junk in ("", "{", "null", "[1]", '{"header": 1}', b"\0\0\0\1\0\0\0\0", b"\xff"*64): await guest.socket.write_message(junk, binary=isinstance(junk, bytes))
+        heard = await guest.hear(lambda m: m["header"]["msg_type"] in {kind.replace("request", "reply") for kind, _ in tries}, 4)
+        await guest.socket.write_message(message("kernel_info_request", {}))
+        assert await guest.hear(lambda m: m["header"]["msg_type"] == "kernel_info_reply")  # what is allowed is answered
+        guest.leave()
+        other = await Guest(page_url).come()  # the server is still there, and so is a page that works
+        other.comm = await other.upload()
+        words = (await other.ask(jpeg("teddy", 4), "t.jpg"))[1]
+        other.leave()
+        return heard, words
+    heard, words = asyncio.run(attack())
+    assert heard is None and not canary.exists()
+    assert words.startswith("t.jpg: ")
+
+
+def test_another_visitors_kernel_is_not_to_be_found(page_url):
+    async def ask():
+        guest = await Guest(page_url).come()
+        pages = [await get(page_url + path) for path in ("", "api/kernels", "voila/static/voila.js", "api/kernels/00000000-0000-0000-0000-000000000000", "api/me")]
+        guest.leave()
+        return guest.kernel, [p.body or b"" for p in pages]
+    kernel, bodies = asyncio.run(ask())
+    assert not any(kernel.encode() in body for body in bodies)
+
+
+async def crowd(url, n, each):
+    "`n` guests who come within some seconds and give `each` photos: all waiting times, and all words."
+    photos = [jpeg(label, seed) for seed, label in enumerate(["black", "grizzly", "teddy"]*3)]
+    async def one(i):
+        await asyncio.sleep(i*.5)
+        guest = await Guest(url).come()
+        guest.comm = await guest.upload()
+        out = []
+        for k in range(each):
+            out.append((k, *await guest.ask(photos[(i + k) % len(photos)], f"{i}-{k}.jpg")))
+            await asyncio.sleep(.5)
+        guest.leave()
+        return i, out
+    return await asyncio.gather(*(one(i) for i in range(n)))
+
+
+def family(server): return psutil.Process(server.pid).children(recursive=True)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_fifty_visitors(serve):
+    server = serve(*app())
+    found = asyncio.run(crowd(server.url, 50, 10))
+    waits = [took for _, out in found for _, took, _ in out]
+    assert all(words and words.startswith(f"{i}-{k}.jpg: ") for i, out in found for k, _, words in out)  # each hears of their own photo
+    assert len(waits) == 500
+    print(f"median {statistics.median(waits):.2f} s, 95 %: {sorted(waits)[475]:.2f} s")
+    assert sorted(waits)[475] <= 2
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_two_hundred_at_once(serve):
+    server = serve(*app("--visitors", "20"))
+    async def burst(): return await asyncio.gather(*(get(server.url) for _ in range(200)))
+    codes = [(r.code, b"One moment" in r.body) for r in asyncio.run(burst())]
+    assert set(codes) == {(200, False), (503, True)}
+    assert codes.count((200, False)) >= 20
+    assert len(family(server)) <= 20 + 8
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+@pytest.mark.parametrize("victim", ["a kernel", "the warm process"])
+def test_a_dead_process_takes_nobody_along(serve, victim):
+    server = serve(*app())
+    async def visits():
+        guests = [await Guest(server.url).come() for _ in range(2)]
+        for guest in guests: guest.comm = await guest.upload()
+        warm = psutil.Process(server.pid).children()[0]
+        (warm if victim == "the warm process" else max(warm.children(), key=psutil.Process.create_time)).kill()
+        await asyncio.sleep(3)
+        new = [await Guest(server.url).come() for _ in range(3)]
+        for guest in new: guest.comm = await guest.upload()
+        return [await guest.ask(jpeg("black", 1), "b.jpg") for guest in (guests[0:1] if victim == "a kernel" else []) + new]
+    assert all(words.startswith("b.jpg: ") for _, words in asyncio.run(visits()))
+
+
+def test_a_new_bundle_is_taken_by_the_next_visitor(serve, tmp_path):
+    bundle = shutil.copytree(bundle_folder(), tmp_path/"b")
+    server = serve(*app("--bundle", "b"), tmp_path)
+    async def title():
+        guest = await Guest(server.url).come()
+        guest.leave()
+        return "daisy" in guest.page.body.decode()
+    before = asyncio.run(title())
+    spec = json.loads((bundle/"bundle.json").read_text())
+    (bundle/"bundle.json").write_text(json.dumps({**spec, "labels": ["daisy", "rose", "tulip"]}))
+    time.sleep(3)
+    asyncio.run(title())  # the kernel that was waiting still has the old one
+    time.sleep(3)
+    assert not before and asyncio.run(title())
