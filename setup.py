@@ -49,9 +49,9 @@ setup(
     python_requires=">=" + cfg["min_python"],
     package_dir={"": "."},  # an editable install then adds this folder to the path, and no folder named bearclf elsewhere is taken for the package
     packages=find_packages(include=["bearclf", "bearclf.*"]),
-    package_data={"bearclf": ["models/*/*", "static/*", "share/**/*"]},
+    package_data={"bearclf": ["models/*/*", "share/**/*"]},
     include_package_data=True,
-    data_files=[("share/jupyter/voila/templates/bearclf", glob("bearclf/share/jupyter/voila/templates/bearclf/*"))],
+    data_files=[(f"share/jupyter/voila/templates/{part}", [f for f in glob(f"bearclf/share/jupyter/voila/templates/{part}/*") if Path(f).is_file()]) for part in ("bearclf", "bearclf/static")],
     install_requires=cfg["requirements"].split(),
     extras_require={
         "course": needs("lesson", "course"),

@@ -16,6 +16,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets.config import Config
 
+from .app import front
 from .classify import bundle_folder, load_bundle
 from .core import BearclfError
 
@@ -219,6 +220,10 @@ def _set_environment(
     os.environ['BEARCLF_BUNDLE'] = str(bundle_folder(bundle).resolve())
     os.environ['JUPYTER_PATH'] = os.pathsep.join([share, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
+def _front(page_config, **_) -> dict: # with what the template shows before the widgets are there
+    try: return page_config | dict(front=front(load_bundle()))
+    except BearclfError: return page_config  # the page says it, in its own words
+
 def _running(port: int):
     "Once the server runs: say where, and let Ctrl-C end it as SIGTERM does, between two tasks and never within one."
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
@@ -235,7 +240,7 @@ def _server(
         def init_handlers(self):
             door = _door(visitors + self.voila_configuration.default_pool_size)
             tidy = Tidy(self.kernel_manager)
-            PeriodicCallback(tidy, 20_000).start()
+            PeriodicCallback(tidy, 1000*ALONE/6).start()
             return [(route, door, *more) if route == '/(.*)' else (route, handler, *more) for route, handler, *more in super().init_handlers()]
 
         def stop(self):
@@ -265,4 +270,4 @@ def run_page(
     notebook = _page_notebook()
     server = dict(port=port, ip=ip, port_retries=0, open_browser=open_browser, config_file_paths=[str(notebook.parent)], log_level='ERROR')
     IOLoop.current().add_callback(_running, port)
-    _server(visitors).launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=OwnKernel)))
+    _server(visitors).launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=OwnKernel, page_config_hook=_front)))

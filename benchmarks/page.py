@@ -2,14 +2,14 @@
 
     python benchmarks/page.py EXPORT.pkl BUNDLE [--rounds 5] [--visitors 1 10 30]
 
-EXPORT.pkl is a fastai learner, BUNDLE the bundle made from it (`bearclf train`, `bearclf export`). Needs Chromium, and `pip install gradio` for the Gradio page, which is left out without.
+EXPORT.pkl is a fastai learner, BUNDLE the bundle made from it (`bearclf train`, `bearclf export`). Needs Chromium, and for the Gradio page a Python with gradio and fastai (`--gradio`); without, that page is left out.
 Each page is served from this machine, one at a time, in turns, and visited with the same Chromium and the same two drawn photos (1 and 12 megapixels):
 - from navigation to a button that takes a photo, for the first visitor and for the tenth while nine are there;
 - from choosing a photo (and pressing "Classify", where there is such a button) to its answer;
 - bytes that came over the network, without a cache; and memory of all its processes (PSS, which counts what processes share once) with so many visitors.
 The course's page is not asked to hold more than ten visitors: thirty would need more memory than most machines have.
 """
-import argparse, contextlib, importlib.util, json, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, json, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 from time import perf_counter
 from urllib.error import URLError
@@ -24,6 +24,7 @@ ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDe
 ap.add_argument("export", type=Path)
 ap.add_argument("bundle", type=Path)
 ap.add_argument("--rounds", type=int, default=5)
+ap.add_argument("--gradio", default=sys.executable, help="a Python that has gradio and fastai; default: this one")
 ap.add_argument("--visitors", nargs="+", type=int, default=[1, 10, 30])
 
 STOCK = """from fastai.vision.all import *
@@ -81,7 +82,7 @@ def ways(args, folder):
         tab.wait_for_function("n => document.querySelectorAll('.bearclf .card').length > n", arg=n, timeout=60_000)
 
     out = {"fastai in Voilà": ([sys.executable, "-m", "voila", str(folder/"stock.ipynb"), "--no-browser", "--port={port}"], "input[type=file]", stock)}
-    if importlib.util.find_spec("gradio"): out["fastai in Gradio"] = ([sys.executable, str(folder/"page.py"), "{port}"], "input[type=file]", gradio)
+    if not subprocess.run([args.gradio, "-c", "import gradio"], capture_output=True).returncode: out["fastai in Gradio"] = ([args.gradio, str(folder/"page.py"), "{port}"], "input[type=file]", gradio)
     out["bearclf"] = ([str(Path(sys.executable).with_name("bearclf")), "app", "--no-browser", "--port={port}", "--bundle", str(args.bundle.absolute())], ".bearclf-upload input", ours)
     return out
 

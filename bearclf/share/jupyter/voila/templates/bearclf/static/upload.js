@@ -1,4 +1,5 @@
 // Runs in the visitor's browser. Takes photos by button, drop or paste, makes them small, and sends them to the kernel.
+// `mount` needs no kernel: the page's template calls it while the kernel's widgets are still on their way, and `render` takes over what was mounted, with the photos chosen so far.
 
 const KERNEL_READS = /^image\/(jpeg|png|webp|gif|bmp)$/
 const SMALL = 1_000_000  // bytes: a photo this small, and small enough in pixels, goes as it is
@@ -30,14 +31,15 @@ const PATIENCE = 60_000  // milliseconds without an answer
 
 const photos = n => n === 1 ? '1 photo' : `${n} photos`
 
-function render({ model, el }) {
+export function mount(el) {
   el.classList.add('bearclf', 'bearclf-upload')
   el.innerHTML = `
     <label class="choose"><input type="file" accept="image/*" multiple><span>Choose photos</span></label>
     <p class="hint">or drop them here, or paste one</p>
     <p class="status" role="status" aria-live="polite"></p>`
   const input = el.querySelector('input'), status = el.querySelector('.status')
-  let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience
+  let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience, meet, side = 1024, limit = 20
+  const met = new Promise(done => meet = done)  // the model in the kernel
 
   function say(text, quietly = false) {  // quietly: read out, not shown
     status.textContent = text
@@ -55,12 +57,12 @@ function render({ model, el }) {
   }
 
   async function send(file) {
-    const blob = await packed(file, model.get('side'))
+    const blob = await packed(file, side), model = await met
     model.send({ kind: 'photo', name: file.name, too_big: !blob }, undefined, [await bytes(blob ?? new Blob())])
   }
 
   function take(files) {
-    const limit = model.get('limit'), chosen = [...files].slice(0, limit)
+    const chosen = [...files].slice(0, limit)
     if (!chosen.length) return
     if (answered === asked) asked = answered = 0, left = ''
     asked += chosen.length
@@ -70,14 +72,14 @@ function render({ model, el }) {
     waiting()
   }
 
-  model.on('msg:custom', message => {
+  function hear(message) {
     if (message.kind === 'cleared') return say('')
     answered += 1
     waiting()
     if (answered < asked) say(`${answered} of ${photos(asked)} answered …${left}`)
     else if (asked > 1) say(`${photos(asked)} answered.${left}`)
     else say(message.words, true)  // its card is in view
-  })
+  }
 
   const listening = new AbortController(), { signal } = listening
   const page = event => event.target.closest?.('.bearclf-page') ?? el  // on our page a photo may land anywhere
@@ -92,7 +94,24 @@ function render({ model, el }) {
     if (ours(event)) { event.preventDefault(); take(event.dataTransfer.files) }
   }, { signal })
   document.addEventListener('paste', event => take(event.clipboardData?.files ?? []), { signal })
-  return () => listening.abort()
+
+  function connect(model) {
+    side = model.get('side')
+    limit = model.get('limit')
+    model.on('msg:custom', hear)
+    meet(model)
+  }
+  Object.assign(el, { connect, stop: () => listening.abort() })
+  return el
+}
+
+function render({ model, el }) {
+  const early = document.querySelector('[data-early]'), box = early ?? mount(document.createElement('div')), focused = box.contains(document.activeElement)
+  box.removeAttribute('data-early')
+  el.append(box)
+  if (focused) requestAnimationFrame(() => box.querySelector('input').focus())
+  box.connect(model)
+  return () => box.stop()
 }
 
 export default { render }
