@@ -6,7 +6,9 @@
 __all__ = ['CAN_FORK', 'WARM', 'BUSY', 'ALONE', 'Forked', 'Warm', 'WarmProvisioner', 'OwnKernel', 'Tidy', 'run_page']
 
 # %% ../nbs/09a_visitors.ipynb #8c7f206e
-import asyncio, errno, gc, json, os, select, signal, socket, subprocess, sys
+import asyncio, errno, gc, json, os, select, signal, socket, subprocess, sys, tempfile
+from contextlib import suppress
+from importlib import import_module
 from importlib.resources import files as package_files
 from pathlib import Path
 from threading import Lock
@@ -38,13 +40,30 @@ def _be_kernel(
     try: IPKernelApp.launch_instance([*argv, f'--IPKernelApp.parent_handle={os.getppid()}', '--HistoryManager.enabled=False'])  # it ends when its parent does
     finally: os._exit(0)
 
+def _rehearsed() -> list: # names of modules
+    "What a kernel imports on its way to the page: a first fork goes it, and tells."
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        return json.load(ours.makefile('r'))
+    try:
+        from ipykernel.kernelapp import IPKernelApp
+        with tempfile.TemporaryDirectory() as tmp:
+            kernel = IPKernelApp.instance()
+            kernel.initialize(['-f', f'{tmp}/kernel.json', '--log-level=50', '--HistoryManager.enabled=False'])
+            kernel.shell.run_cell('from bearclf.app import page; display(page())', silent=True)
+    finally:
+        theirs.sendall(json.dumps(sorted(sys.modules)).encode())
+        os._exit(0)
+
 def _warm(
     line: socket.socket,  # a request in JSON comes in on a line, the number of a process goes out
 ):
     "Load what a page needs, then fork a kernel for each request, until the other end is gone."
-    import ipykernel.ipkernel, ipykernel.kernelapp
-    from bearclf.app import shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system clears away those that have ended
+    from bearclf.app import shared
+    for name in _rehearsed():
+        with suppress(Exception): import_module(name)
     gc.disable()
     try:
         for request in line.makefile('r'):
@@ -90,7 +109,7 @@ class Warm:
     def _start(self):
         self.line, theirs = socket.socketpair()
         code = f'import socket; from bearclf.visitors import _warm; _warm(socket.socket(fileno={theirs.fileno()}))'
-        self.process = subprocess.Popen([sys.executable, '-c', code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | dict(OPENBLAS_NUM_THREADS='1'))
+        self.process = subprocess.Popen([sys.executable, '-c', code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | dict(OPENBLAS_NUM_THREADS='1', PYDEVD_DISABLE_FILE_VALIDATION='1'))
         theirs.close()
         self.answers = self.line.makefile('r')
 

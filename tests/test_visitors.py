@@ -122,10 +122,10 @@ def test_no_code_runs(page_url, tmp_path):
         guest = await Guest(page_url).come()
         for channel in ("shell", "control", "stdin", "iopub", "nowhere"):
             for kind, content in tries: await guest.socket.write_message(message(kind, content, channel))
-        for junk in ("", "{", "null", "[1]", '{"header": 1}', b"\0\0\0\1\0\0\0\0", b"\xff"*64): await guest.socket.write_message(junk, binary=isinstance(junk, bytes))
         heard = await guest.hear(lambda m: m["header"]["msg_type"] in {kind.replace("request", "reply") for kind, _ in tries}, 4)
         await guest.socket.write_message(message("kernel_info_request", {}))
         assert await guest.hear(lambda m: m["header"]["msg_type"] == "kernel_info_reply")  # what is allowed is answered
+        for junk in ("", "{", "null", "[1]", '{"header": 1}', b"\0\0\0\1\0\0\0\0", b"\xff"*64): await (await Guest(page_url).come()).socket.write_message(junk, binary=isinstance(junk, bytes))
         guest.leave()
         other = await Guest(page_url).come()  # the server is still there, and so is a page that works
         other.comm = await other.upload()
@@ -217,3 +217,21 @@ def test_a_new_bundle_is_taken_by_the_next_visitor(serve, tmp_path):
     asyncio.run(title())  # the kernel that was waiting still has the old one
     time.sleep(3)
     assert not before and asyncio.run(title())
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_kernels_of_those_who_left_end(serve):
+    command, url = app()
+    code = f"import sys, bearclf.visitors; bearclf.visitors.ALONE = 6; sys.argv = {['bearclf', *command[3:]]!r}; from bearclf.cli import main; main()"
+    server = serve([command[0], "-c", code], url)
+    time.sleep(5)
+    async def visits():
+        guests = [await Guest(url).come() for _ in range(6)]  # one of them never connects again: `come` alone
+        for guest in guests: guest.comm = await guest.upload()
+        during = len(family(server))
+        for guest in guests: guest.leave()
+        await get(url)  # a robot: asks for the page and goes
+        return during
+    during, end = asyncio.run(visits()), time.monotonic() + 30
+    while (after := len(family(server))) > 2 and time.monotonic() < end: time.sleep(.5)
+    assert during >= 7 and after <= 2  # the warm process and a kernel that waits
