@@ -34,7 +34,8 @@ def bundle_folder(
     folder: Union[str, os.PathLike, None] = None,  # a bundle; None: `$BEARCLF_BUNDLE`, or else the bears that come with bearclf
 ) -> Path:
     "Which bundle is meant."
-    return Path(folder or os.environ.get('BEARCLF_BUNDLE') or package_files('bearclf')/'models'/'bears')
+    found = Path(folder or os.environ.get('BEARCLF_BUNDLE') or package_files('bearclf')/'models'/'bears')
+    return found.parent if found.name == 'bundle.json' else found
 
 # %% ../nbs/08_classify.ipynb #08-classify-009
 def _check_files(
@@ -44,17 +45,19 @@ def _check_files(
     "Raise `BearclfError` unless every file of the bundle is there and is the one that was exported."
     if 'model.onnx' not in spec['files']: raise BearclfError(f"{folder/'bundle.json'} names no model.onnx: export the bundle again.")
     for name, digest in spec['files'].items():
-        if Path(name).name != name: raise BearclfError(f"{folder/'bundle.json'} names a file outside the bundle ({name}): do not use this bundle.")
+        if Path(name).name != name or len(name) > 200: raise BearclfError(f"{folder/'bundle.json'} names a file outside the bundle ({name}): do not use this bundle.")
         if not (folder/name).is_file(): raise BearclfError(f"{folder/name} is missing: copy the whole bundle folder again.")
         if sha256(folder/name) != digest:
             raise BearclfError(f"{folder/name} is not the file that was exported (its SHA-256 differs): copy the bundle again, or export it again.")
 
 def _size(v) -> bool: return len(v) == 2 and all(type(o) is int and 0 < o <= 4096 for o in v)
 def _number(v) -> bool: return type(v) in (int, float) and isfinite(v)
+def _usual(v) -> bool: return v.get('crop', 'center') == 'center' and v['resize'].get('resample', 'bilinear') == 'bilinear'  # there is no other way here
 
 SHAPE = dict(  # what `bundle.json` must hold, and how to tell
     labels=lambda v: isinstance(v, list) and all(isinstance(o, str) for o in v) and len(v) == len(set(v)) > 1,
-    image=lambda v: _size(v['size']) and _size(v['resize']['size']) and all(map(le, v['size'], v['resize']['size'])) and isinstance(v['resize']['method'], str) and (v.get('draft') is None or type(v['draft']) is int and v['draft'] > 0),
+    image=lambda v: _size(v['size']) and _size(v['resize']['size']) and all(map(le, v['size'], v['resize']['size'])) and isinstance(v['resize']['method'], str) and _usual(v)
+        and (v.get('draft') is None or type(v['draft']) is int and v['draft'] >= min(v['resize']['size'])),
     thresholds=lambda v: _number(v['sure']) and (v.get('known') is None or _number(v['known'])),
     files=lambda v: isinstance(v, dict))
 
@@ -162,7 +165,8 @@ def _picture(pixels) -> str: # an `<img>`, or nothing
     if pixels is None: return ''
     return f'<img alt="what the model saw" width="128" src="{data_url(Image.fromarray(pixels))}">'
 
-def _article(label: str) -> str: return 'An' if label[:1].lower() in 'aeiou' else 'A'
+def _article(label: str) -> str: # for what a label begins with
+    return 'An' if label[:1].lower() in tuple('aeiou') else 'A'
 def _percent(p: float) -> str: return 'over 99 %' if p >= 0.995 else 'under 1 %' if p < 0.005 else f'{100*p:.0f} %'
 
 # %% ../nbs/08_classify.ipynb #08-classify-027
@@ -221,6 +225,15 @@ def evidence(
     "How much more a place speaks for the label than for labels in general."
     return heat[..., label] - heat.mean(-1)
 
+def _until_trouble(items, trouble: list):
+    "Each of `items`; what goes wrong with getting the next one is put into `trouble`, so that those before it can be answered first."
+    items = iter(items)
+    while True:
+        try: item = next(items)
+        except StopIteration: return
+        except Exception as e: return trouble.append(e)
+        yield item
+
 class Classifier:
     "A loaded bundle."
     def __init__(self,
@@ -239,8 +252,7 @@ class Classifier:
         try:
             answers = self.session.get_outputs()[0].shape[-1]
             if answers != len(self.labels): raise BearclfError(f"it has {len(self.labels)} labels for {answers} answers of its graph.")
-            blank = self.predict(Image.new('RGB', (64, 48)), 'blank')
-            if not all(map(isfinite, blank.probs.values())): raise BearclfError('its graph gives no numbers.')
+            self.predict(Image.new('RGB', (64, 48)), 'blank')
         except BearclfError as e: raise BearclfError(f"{self.folder/'bundle.json'} cannot be used: {e}") from e
         except Exception as e:  # whatever a hand-edited bundle may cause
             raise BearclfError(f"{self.folder/'bundle.json'} does not fit its graph ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): export the bundle again.") from e
@@ -257,6 +269,12 @@ class Classifier:
         "The graph's outputs for a batch."
         return dict(zip(self.outputs, self.session.run(None, {'image': pixels})))
 
+    def _check_out(self, out: dict): # of one photo
+        "Raise `BearclfError` unless the graph tells probabilities, and what else it tells is of use."
+        probs, known, heat = out['probs'][0], out.get('known', np.zeros(1)), out.get('heatmap', np.zeros((1, 1, 1, len(self.labels))))
+        fine = probs.dtype.kind == 'f' and probs.min() >= 0 and abs(probs.sum() - 1) < .01  # False for what is no number, too
+        if not fine or not isfinite(known[0]) or heat.ndim != 4 or heat.shape[-1] != len(self.labels): raise BearclfError(f"{self.folder/'model.onnx'} gives no probabilities for this photo: export the bundle again.")
+
     def predict(self,
         src,                          # path, bytes of a file, open binary file, PIL image, or array uint8 `[h, w, 3]`
         name: Optional[str] = None,   # what to call it; default: the path's own name
@@ -265,6 +283,7 @@ class Classifier:
         start = perf_counter()
         pixels = photo_pixels(src, self.spec['image'], name)
         out = self.run(pixels[None])
+        self._check_out(out)
         probs = {label: float(p) for label, p in zip(self.labels, out['probs'][0])}
         label = max(probs, key=probs.get)
         known = float(out['known'][0]) if 'known' in out else None
@@ -278,16 +297,17 @@ class Classifier:
     ) -> Iterator[Answer]: # in the same order, without `pixels`
         "Classify photos on all cores, taken from `photos` as they are needed; raises `PhotoError` at one that is none."
         workers = workers or _cores()
-        clf, pool, waiting = self if self.threads == 1 else self._alone, ThreadPoolExecutor(workers), deque()
+        clf, pool, waiting, trouble = self if self.threads == 1 else self._alone, ThreadPoolExecutor(workers), deque(), []
         def next_answer():
             answer = waiting.popleft().result()
             if raises and isinstance(answer, PhotoError): raise answer
             return answer
         try:
-            for src in photos:
+            for src in _until_trouble(photos, trouble):
                 waiting.append(pool.submit(clf._answer, src))
                 while waiting and (len(waiting) >= 4*workers or waiting[0].done()): yield next_answer()
             while waiting: yield next_answer()
+            if trouble: raise trouble[0]
         finally: pool.shutdown(cancel_futures=True)
 
     @property

@@ -35,7 +35,7 @@ def main(
     args: Optional[List[str]] = None,  # default: `sys.argv[1:]`
 ) -> int: # exit status
     "Run the command line."
-    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')  # a file name need not be UTF-8
+    for stream in filter(None, (sys.stdout, sys.stderr)): stream.reconfigure(errors='backslashreplace')  # a file name need not be UTF-8
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)  # for developers of libraries, not for users
     warnings.formatwarning = lambda said, *where: f'bearclf: {said}\n'
     try:

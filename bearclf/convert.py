@@ -354,6 +354,7 @@ def _network(model: StandIn, weights: _Weights) -> tuple: # (nn.Sequential(body,
     parts = list(_parts(model).values())
     if _short(model) != 'Sequential' or len(parts) != 2: raise ValueError('its network is not a body and a head, as vision_learner makes them')
     state = {k: weights(v) for k, v in _named(model).items()}  # first, so that every shape is known to be true
+    if not all(v.isfinite().all() for v in state.values()): raise ValueError('some of its weights are no numbers')
     body, name = _body(parts[0], {k: v.size for k, v in _named(parts[0]).items()})
     net = nn.Sequential(body, _layer(parts[1]))
     if not _fits(net, model, {k: tuple(v.shape) for k, v in state.items()}): raise ValueError('its head has settings or hooks that bearclf does not know')

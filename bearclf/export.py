@@ -359,7 +359,7 @@ def card(
         f"- Largest difference from the learner {'it came from' if counts else 'as it was read from the file'}: {m['parity']['largest_difference']:.4f} over {m['parity']['n']} photos.", '',
         *([fitted if counts else lent, ''] if m['n'] else []),
         '## What it is not for', '',
-        'Any decision on which somebody\'s safety depends. Photos unlike its training photos: night cameras, video stills, animals far away or half hidden. Labels other than those above: it can only say that a photo looks like none of them, and it can be wrong about that, too.', ''])
+        'Any decision on which somebody\'s safety depends. Photos unlike its training photos: night cameras, video stills, animals far away or half hidden. Labels other than those above: it can ' + ('only say that a photo looks like none of them, and it can be wrong about that, too.' if m['n'] else 'name nothing else.'), ''])
 
 # %% ../nbs/07_export.ipynb #07-export-048
 BUNDLE_FILES = ('bundle.json', 'card.md', 'model.onnx')

@@ -68,7 +68,10 @@ def special():
         "large.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b"\x2c" + struct.pack("<HHHH", 0, 0, 65535, 65535) + b"\0\x02\x02\x4c\x01\0\x3b", "large.bmp": b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0),
         "ribbon.png": png(255, 390_000, zlib.compress(bytes(256*390_000), 1), 8, 0), "one_bit.png": png(9900, 9900, zlib.compress(bytes(1239*9900), 1), 1, 0), "clear_colours.png": png(5600, 5600, zlib.compress(bytes(5601*5600), 1), 8, 3, chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", bytes(9))),
         "float_ribbon.tif": tiff(300, 133_000), "large.webp": saved(Image.new("RGB", (6300, 6300)), "WEBP", method=0), "passes.jpg": passes(6000, 6000), "large.jpg": saved(Image.new("RGB", (9900, 9900)), "JPEG"), "large_progressive.jpg": saved(Image.new("RGB", (7000, 7000)), "JPEG", progressive=True),
-        "deep_enough.png": png(3000, 3000, zlib.compress(bytes(6001*3000), 1), 16, 0), "scans.jpg": jpeg[:-2] + scan*3000 + b"\xff\xd9", "loop.tif": ifd, "many.tif": b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 65535) + bytes(12*65535), "sure.webp": b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(100), "huge.webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff" + bytes(8),
+        "deep_enough.png": png(3000, 3000, zlib.compress(bytes(6001*3000), 1), 16, 0), "scans.jpg": jpeg[:-2] + scan*3000 + b"\xff\xd9", "stuffed.jpg": jpeg[:2] + (b"\xff\xe1\x00\x12Exif\0\0" + b"A"*10)*200_000 + jpeg[2:], "exif.jpg": jpeg[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527))*300 + jpeg[2:],
+        "fill.jpg": jpeg[:2] + b"\xff"*8_000_000, "junk.jpg": jpeg[:2] + bytes(8_000_000) + jpeg[2:], "segments.jpg": jpeg[:2] + b"\xff\xe0\0\2"*2_000_000 + jpeg[2:], "notes.png": png(8, 8, zlib.compress(bytes(200)), more=chunk(b"tEXt", b"")*400_000),
+        "notes.gif": b"GIF89a\x08\0\x08\0\x80\0\0" + bytes(6) + b"!\xfe\x01a\0"*1_000_000 + b"\x2c" + bytes(4) + b"\x08\0\x08\0\0\x02\x02\x4c\x01\0\x3b", "idle.gif": b"GIF89a\x08\0\x08\0\x80\0\0" + bytes(6_000_000),
+        "loop.tif": ifd, "many.tif": b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 65535) + bytes(12*65535), "sure.webp": b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(100), "huge.webp": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff" + bytes(8),
     }
 
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hostile import corpus
 from PIL import Image
@@ -63,6 +64,15 @@ def outside(model, location):
     return graph.SerializeToString()
 
 
+def saying(**outputs):
+    "A graph that answers the same to every photo."
+    arrays = {name: np.array(value, dtype=None if isinstance(value[0][0] if isinstance(value[0], list) else value[0], str) else np.float32) for name, value in outputs.items()}
+    nodes = [onnx.helper.make_node("Constant", [], [name], value=onnx.helper.make_tensor(name, onnx.TensorProto.STRING, a.shape, [str(v).encode() for v in a.ravel()]) if a.dtype.kind == "U" else onnx.numpy_helper.from_array(a)) for name, a in arrays.items()]
+    told = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.STRING if a.dtype.kind == "U" else onnx.TensorProto.FLOAT, a.shape) for name, a in arrays.items()]
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 224, 224, 3])
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [image], told), ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)]).SerializeToString()
+
+
 def test_bundles_that_lie_are_refused(tmp_path):
     "Twenty of them; none reads a file outside itself, takes long, or leaves anything behind."
     (tmp_path/"secret").write_bytes(b"s"*10**7)
@@ -82,7 +92,9 @@ def test_bundles_that_lie_are_refused(tmp_path):
         deep=dict(text="["*100_000), broken=dict(text=json.dumps(good)[:-5]), large=dict(text=" "*11_000_000), binary=dict(text=b"\xff\xfe{"), long=dict(text=json.dumps(good).replace('"sure": ', '"sure": 1' + "0"*400)),
         nan=dict(thresholds=dict(known=float("nan"), sure=.9)), infinite=dict(thresholds=dict(known=None, sure=float("inf"))), twice=dict(labels=["black", "black", "teddy"]), more=dict(labels=["a", "b", "c", "d"]),
         wide=dict(image=image | dict(size=[224, 10**9])), other=dict(image=image | dict(size=[64, 64], resize=dict(method="squish", size=[64, 64]))), method=dict(image=image | dict(resize=dict(method="__import__('os')", size=[256, 256]))),
-        draft=dict(image=image | dict(draft=-5)), path=dict(files={"model.onnx": good["files"]["model.onnx"], "../secret": sha256(tmp_path/"secret")}), new=dict(schema=2))
+        says5=dict(model=saying(probs=[[5., 6, 7]])), below=dict(model=saying(probs=[[-1., .5, 1.5]])), words=dict(model=saying(probs=[[".1", ".2", ".7"]])), lost=dict(model=saying(probs=[[0., 0, 1]], known=[float("nan")])), flat=dict(model=saying(probs=[[0., 0, 1]], known=[1.], heatmap=[[1., 2, 3]])),
+        side=dict(image=image | dict(crop="left")), near=dict(image=image | dict(resize=image["resize"] | dict(resample="nearest"))), name=dict(files=good["files"] | {"x"*5000: "00"}),
+        draft=dict(image=image | dict(draft=-5)), small=dict(image=image | dict(draft=1)), path=dict(files={"model.onnx": good["files"]["model.onnx"], "../secret": sha256(tmp_path/"secret")}), new=dict(schema=2))
     assert len(lies) >= 20
     for name, values in lies.items():
         folder = made(name, **values)
@@ -110,6 +122,13 @@ def test_many_photos_are_taken_as_they_are_needed(clf, photos):
     assert len(list(islice(clf.predict_many(endless(), workers=2), 3))) == 3 and len(taken) < 20
     broken = list(clf.predict_many([photos[0], b"no photo", Image.new("RGB", (0, 0)), "a\0b.jpg", photos[1]], raises=False))
     assert [isinstance(a, BearclfError) for a in broken] == [False, True, True, True, False]
+    def ends_badly():
+        yield from photos[:2]
+        raise ValueError("mine")
+    got, many = [], clf.predict_many(ends_badly())
+    with pytest.raises(ValueError, match="mine"):
+        for answer in many: got.append(answer)
+    assert len(got) == 2
     before, one = threading.active_count(), clf.predict_many(photos*20, workers=3)
     next(one)
     assert threading.active_count() > before
