@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAN_FORK', 'WARM', 'BUSY', 'ALONE', 'Forked', 'Warm', 'WarmProvisioner', 'OwnKernel', 'Tidy', 'run_page']
 
-# %% ../nbs/09a_visitors.ipynb #8c7f206e
+# %% ../nbs/09a_visitors.ipynb #2724711d
 import asyncio, errno, gc, json, os, select, signal, socket, subprocess, sys, tempfile
 from contextlib import suppress
 from importlib import import_module
@@ -22,7 +22,7 @@ from .app import front
 from .classify import bundle_folder, load_bundle
 from .core import BearclfError
 
-# %% ../nbs/09a_visitors.ipynb #683ffd65
+# %% ../nbs/09a_visitors.ipynb #edc0c1d8
 def _be_kernel(
     argv: list,  # of `ipykernel_launcher`
     env: dict,   # the environment
@@ -77,7 +77,7 @@ def _warm(
             line.sendall(f'{pid}\n'.encode())
     except ConnectionError: pass  # the server is gone
 
-# %% ../nbs/09a_visitors.ipynb #88be350b
+# %% ../nbs/09a_visitors.ipynb #0b73aa9d
 class Forked:
     "What `subprocess.Popen` is for a child: here for a process that another one forked."
     stdin = stdout = stderr = None
@@ -131,10 +131,10 @@ class Warm:
         self.process.wait(10)
         self.process = None
 
-# %% ../nbs/09a_visitors.ipynb #ecb50b33
+# %% ../nbs/09a_visitors.ipynb #15ad73de
 CAN_FORK = sys.platform == 'linux' and hasattr(os, 'pidfd_open')  # elsewhere a fork may break what macOS or Windows keep in a process
 
-# %% ../nbs/09a_visitors.ipynb #4d400d02
+# %% ../nbs/09a_visitors.ipynb #31fd2a29
 WARM = Warm()
 
 class WarmProvisioner(LocalProvisioner):
@@ -145,7 +145,7 @@ class WarmProvisioner(LocalProvisioner):
         self.pid = self.process.pid
         return self.connection_info
 
-# %% ../nbs/09a_visitors.ipynb #ddd3bb1b
+# %% ../nbs/09a_visitors.ipynb #7dd94aba
 class OwnKernel(KernelSpecManager):
     "Where Voilà shall look for kernels: nowhere but in this very Python."
     def _kernel_dirs_default(self): return []
@@ -157,7 +157,7 @@ class OwnKernel(KernelSpecManager):
         if CAN_FORK: spec.metadata = spec.metadata | dict(kernel_provisioner=dict(provisioner_name='bearclf-warm'))
         return spec
 
-# %% ../nbs/09a_visitors.ipynb #5e05841e
+# %% ../nbs/09a_visitors.ipynb #15e49ff4
 BUSY = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="refresh" content="15"><title>One moment, please</title>
 <style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:32rem;margin:20vh auto;padding:0 1.2rem}</style></head>
@@ -190,7 +190,7 @@ def _door(
 
     return Door
 
-# %% ../nbs/09a_visitors.ipynb #2ddd0d0a
+# %% ../nbs/09a_visitors.ipynb #1dd8d2ad
 ALONE = 120  # seconds
 
 class Tidy:
@@ -209,7 +209,7 @@ class Tidy:
         for id in self.left(asyncio.get_running_loop().time()):
             if id in self.kernels: await self.kernels.shutdown_kernel(id, now=True)
 
-# %% ../nbs/09a_visitors.ipynb #77830fc0
+# %% ../nbs/09a_visitors.ipynb #ed034cc7
 def _page_notebook() -> Path:
     "The page's notebook: inside an installed package, or in `nbs/` of a checkout."
     package = Path(str(package_files('bearclf')))
@@ -230,7 +230,7 @@ def _check_port(
             why = 'is in use' if e.errno == errno.EADDRINUSE else f'cannot be used ({e.strerror})'
             raise BearclfError(f"Port {port} {why}: choose another with --port.") from None
 
-# %% ../nbs/09a_visitors.ipynb #f67507a7
+# %% ../nbs/09a_visitors.ipynb #2220c6eb
 def _set_environment(
     bundle,  # as in `run_page`
 ):
