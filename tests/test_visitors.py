@@ -1,5 +1,6 @@
 """Many visitors, and those who ask for what they should not get: plain HTTP and raw web sockets against a real `bearclf app`."""
 import asyncio, io, json, re, shutil, statistics, struct, time
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import numpy as np
@@ -15,6 +16,11 @@ from conftest import app
 
 AsyncHTTPClient.configure("tornado.simple_httpclient.SimpleAsyncHTTPClient", max_clients=500)
 SECONDS = 60
+
+
+def run(coroutine):
+    "In a thread of its own: Playwright's loop may be running in this one."
+    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
 
 
 async def get(url, method="GET", **kwargs):
@@ -96,7 +102,7 @@ SECRETS = (b"from bearclf.app import page", b"root:x:", b"\"thresholds\"", b"cul
 def test_nothing_is_served_but_the_page(page_url):
     async def ask():
         return [(path, await get(page_url + path)) for path in PATHS]
-    served = {path: r for path, r in asyncio.run(ask())}
+    served = {path: r for path, r in run(ask())}
     for path, r in served.items():
         assert not any(secret in (r.body or b"") for secret in SECRETS), path
         assert path.startswith("?") or r.code in (301, 302, 400, 403, 404, 405, 426, 500), (path, r.code)
@@ -106,7 +112,7 @@ def test_nothing_is_served_but_the_page(page_url):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_other_methods_change_nothing(page_url, method):
     async def ask(): return [(await get(page_url + path, method, body="{}")).code for path in ("", "api/kernels", "api/contents/x.ipynb", "api/sessions", "voila/files/x")]
-    assert all(code >= 400 or method == "OPTIONS" for code in asyncio.run(ask()))
+    assert all(code >= 400 or method == "OPTIONS" for code in run(ask()))
 
 
 def test_no_code_runs(page_url, tmp_path):
@@ -132,7 +138,7 @@ def test_no_code_runs(page_url, tmp_path):
         words = (await other.ask(jpeg("teddy", 4), "t.jpg"))[1]
         other.leave()
         return heard, words
-    heard, words = asyncio.run(attack())
+    heard, words = run(attack())
     assert heard is None and not canary.exists()
     assert words.startswith("t.jpg: ")
 
@@ -143,7 +149,7 @@ def test_another_visitors_kernel_is_not_to_be_found(page_url):
         pages = [await get(page_url + path) for path in ("", "api/kernels", "voila/static/voila.js", "api/kernels/00000000-0000-0000-0000-000000000000", "api/me")]
         guest.leave()
         return guest.kernel, [p.body or b"" for p in pages]
-    kernel, bodies = asyncio.run(ask())
+    kernel, bodies = run(ask())
     assert not any(kernel.encode() in body for body in bodies)
 
 
@@ -169,7 +175,7 @@ def family(server): return psutil.Process(server.pid).children(recursive=True)
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_fifty_visitors(serve):
     server = serve(*app())
-    found = asyncio.run(crowd(server.url, 50, 10))
+    found = run(crowd(server.url, 50, 10))
     waits = [took for _, out in found for _, took, _ in out]
     assert all(words and words.startswith(f"{i}-{k}.jpg: ") for i, out in found for k, _, words in out)  # each hears of their own photo
     assert len(waits) == 500
@@ -181,7 +187,7 @@ def test_fifty_visitors(serve):
 def test_two_hundred_at_once(serve):
     server = serve(*app("--visitors", "20"))
     async def burst(): return await asyncio.gather(*(get(server.url) for _ in range(200)))
-    codes = [(r.code, b"One moment" in r.body) for r in asyncio.run(burst())]
+    codes = [(r.code, b"One moment" in r.body) for r in run(burst())]
     assert set(codes) == {(200, False), (503, True)}
     assert codes.count((200, False)) >= 20
     assert len(family(server)) <= 20 + 8
@@ -200,7 +206,7 @@ def test_a_dead_process_takes_nobody_along(serve, victim):
         new = [await Guest(server.url).come() for _ in range(3)]
         for guest in new: guest.comm = await guest.upload()
         return [await guest.ask(jpeg("black", 1), "b.jpg") for guest in (guests[0:1] if victim == "a kernel" else []) + new]
-    assert all(words.startswith("b.jpg: ") for _, words in asyncio.run(visits()))
+    assert all(words.startswith("b.jpg: ") for _, words in run(visits()))
 
 
 def test_a_new_bundle_is_taken_by_the_next_visitor(serve, tmp_path):
@@ -210,13 +216,13 @@ def test_a_new_bundle_is_taken_by_the_next_visitor(serve, tmp_path):
         guest = await Guest(server.url).come()
         guest.leave()
         return "daisy" in guest.page.body.decode()
-    before = asyncio.run(title())
+    before = run(title())
     spec = json.loads((bundle/"bundle.json").read_text())
     (bundle/"bundle.json").write_text(json.dumps({**spec, "labels": ["daisy", "rose", "tulip"]}))
     time.sleep(3)
-    asyncio.run(title())  # the kernel that was waiting still has the old one
+    run(title())  # the kernel that was waiting still has the old one
     time.sleep(3)
-    assert not before and asyncio.run(title())
+    assert not before and run(title())
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
@@ -232,6 +238,6 @@ def test_kernels_of_those_who_left_end(serve):
         for guest in guests: guest.leave()
         await get(url)  # a robot: asks for the page and goes
         return during
-    during, end = asyncio.run(visits()), time.monotonic() + 30
+    during, end = run(visits()), time.monotonic() + 30
     while (after := len(family(server))) > 2 and time.monotonic() < end: time.sleep(.5)
     assert during >= 7 and after <= 2  # the warm process and a kernel that waits
