@@ -18,7 +18,7 @@ from ipywidgets import HTML, Button, FileUpload, VBox, dlink
 from PIL import Image
 from traitlets import Int
 
-from .classify import Answer, Classifier, _percent, bundle_folder, opened
+from .classify import Answer, Classifier, _percent, bundle_folder, opened, overlay
 from .core import BearclfError, PhotoError, data_url
 
 # %% ../nbs/09_app.ipynb #09-app-012
@@ -87,13 +87,21 @@ def _preview(
     return f'<img alt="The photo you chose" src="{data_url(small)}">'
 
 # %% ../nbs/09_app.ipynb #09-app-036
+def _where(
+    answer: Answer,
+) -> str: # HTML; empty where there is nothing to show
+    "On demand: the photo as the model saw it, red where the answer comes from."
+    if answer.heat is None or answer.verdict == 'out_of_domain': return ''
+    alt = f'Your photo, red where it looks most like {escape(answer.label)}'
+    return f'<details class="where"><summary>Where do you see that?</summary><img alt="{alt}" src="{data_url(overlay(answer.pixels, answer.heat))}"><p>The redder a place, the more it speaks for {escape(answer.label)}.</p></details>'
+
 def answer_card(
     im: Image.Image,
     answer: Answer,  # what the Classifier said of it
 ) -> HTML:
-    "Picture, verdict in words, and a bar for each label."
+    "Picture, verdict in words, a bar for each label, and on demand where it comes from."
     mark, meaning = VERDICTS[answer.verdict]
-    more = f'<p class="meaning">{meaning}</p>{_bars(answer.probs)}'
+    more = f'<p class="meaning">{meaning}</p>{_bars(answer.probs)}{_where(answer)}'
     return _card(answer.verdict, mark, answer.file, answer.words(), more, _preview(im))
 
 # %% ../nbs/09_app.ipynb #09-app-039

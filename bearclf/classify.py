@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'SHAPE', 'WHOLE', 'bundle_folder', 'load_bundle', 'resize', 'verdict', 'Answer', 'opened', 'photo_pixels',
-           'evidence', 'Classifier', 'predict_files']
+           'evidence', 'Classifier', 'overlay', 'predict_files']
 
 # %% ../nbs/08_classify.ipynb #08-classify-003
 import html, json, os
@@ -143,9 +143,10 @@ class Answer:
     known: Optional[float]   # in-domain score, None if the bundle has none
     ms: float                # milliseconds from file to answer
     pixels: Optional[np.ndarray] = field(default=None, repr=False, compare=False)  # what the model saw, uint8 `[h, w, 3]`
+    heat: Optional[np.ndarray] = field(default=None, repr=False, compare=False)    # `[h', w']`, how much a place speaks for `label`; None if the bundle cannot tell
 
     def row(self) -> dict: # for JSON
-        return {k: v for k, v in self.__dict__.items() if k != 'pixels'}
+        return {k: v for k, v in self.__dict__.items() if k not in ('pixels', 'heat')}
 
     def words(self) -> str: # a sentence
         "The answer as one would say it."
@@ -287,14 +288,15 @@ class Classifier:
         probs = {label: float(p) for label, p in zip(self.labels, out['probs'][0])}
         label = max(probs, key=probs.get)
         known = float(out['known'][0]) if 'known' in out else None
+        heat = evidence(out['heatmap'][0], self.labels.index(label)) if 'heatmap' in out else None
         ms = round(1000 * (perf_counter() - start), 1)
-        return Answer(name or _name(src), label, verdict(probs[label], known, self.spec['thresholds']), probs, known, ms, pixels)
+        return Answer(name or _name(src), label, verdict(probs[label], known, self.spec['thresholds']), probs, known, ms, pixels, heat)
 
     def predict_many(self,
         photos: Iterable,               # each as for `predict`; may be endless
         workers: Optional[int] = None,  # threads; None: one a core
         raises: bool = True,            # False: what is no photo gives its `PhotoError` in place of an answer
-    ) -> Iterator[Answer]: # in the same order, without `pixels`
+    ) -> Iterator[Answer]: # in the same order, without `pixels` and `heat`
         "Classify photos on all cores, taken from `photos` as they are needed; raises `PhotoError` at one that is none."
         workers = workers or _cores()
         clf, pool, waiting, trouble = self if self.threads == 1 else self._alone, ThreadPoolExecutor(workers), deque(), []
@@ -319,7 +321,7 @@ class Classifier:
         return self._one
 
     def _answer(self, src): # `Answer` or `PhotoError`
-        try: return replace(self.predict(src), pixels=None)
+        try: return replace(self.predict(src), pixels=None, heat=None)
         except PhotoError as e: return e
 
     def where(self,
@@ -332,9 +334,9 @@ class Classifier:
         if 'heatmap' not in out: raise BearclfError(f"{self.folder} was exported before there were heat maps: export it again.")
         if label is not None and label not in self.labels: raise BearclfError(f"There is no label \"{label}\": choose one of {', '.join(self.labels)}.")
         index, heat = self.labels.index(label) if label else int(out['probs'][0].argmax()), out['heatmap'][0]
-        return _overlay(pixels, evidence(heat, index))
+        return overlay(pixels, evidence(heat, index))
 
-def _overlay(
+def overlay(
     pixels: np.ndarray,  # uint8 `[h, w, 3]`
     heat: np.ndarray,    # `[h', w']`
 ) -> Image.Image:

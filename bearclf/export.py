@@ -279,13 +279,13 @@ def parity(
     expected: np.ndarray, # `[N, C]`, from `learner_probs` of the same photos
     tolerance: float,     # the largest difference allowed
     share: float = 1.,    # of the photos; below 1, as many must get the same label too (at 1 they do, but for two labels as likely as each other)
-) -> dict: # `largest_difference`, `n`, `same`: how many photos got the same label
+) -> dict: # `largest_difference`, `n`, `same`: how many photos got the same label; below a `share` of 1 also `usual_difference`, which that share of the photos does not exceed
     "Compare; raises `BearclfError` unless the probabilities of `share` of the photos are within `tolerance`."
     got = _probs(answers)
     worst, same = np.abs(got - expected).max(1), got.argmax(1) == expected.argmax(1)
     if (worst <= tolerance).mean() < share or share < 1 and same.mean() < share:
         raise BearclfError(f"The bundle and the learner disagree on {answers[int(worst.argmax())].file} by {worst.max():.4f} (allowed for {share:.0%} of the photos: {tolerance}), and on {(~same).sum()} of {len(same)} labels: nothing was exported. Try 32-bit weights (--weights float32). A learner that opens photos without turning them upright differs on those that lie on their side.")
-    return dict(largest_difference=float(worst.max()), n=len(same), same=int(same.sum()))
+    return dict(largest_difference=float(worst.max()), n=len(same), same=int(same.sum())) | (dict(usual_difference=float(np.quantile(worst, share))) if share < 1 else {})
 
 # %% ../nbs/07_export.ipynb #07-export-046
 def measure_bundle(

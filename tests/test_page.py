@@ -103,6 +103,15 @@ def test_says_what_predict_says(visitor, bears):
     assert visitor.tab.evaluate("document.querySelector('.bearclf .card img').naturalWidth") > 0
 
 
+def test_shows_where_the_answer_comes_from_when_asked(visitor, bears):
+    visitor.choose(bears[2])
+    picture = visitor.tab.locator(".bearclf .card .where img")
+    assert not picture.is_visible()
+    visitor.tab.locator(".bearclf .card .where summary").focus()
+    visitor.tab.keyboard.press("Enter")
+    assert picture.is_visible() and "teddy" in picture.get_attribute("alt")
+
+
 def test_names_real_bears(visitor, photos):
     files = [f for label in sorted(p.name for p in photos.iterdir() if p.is_dir()) for f in photo_files(photos/label)[:3]]
     said = visitor.choose(*files)[::-1]
