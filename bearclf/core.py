@@ -94,14 +94,22 @@ MEMORY = 196_000_000    # bytes that a photo may take while it is opened small
 MAX_WORK = 10**9        # pixels times scans of a JPEG
 _MEANS = ('L', 'LA', 'RGB', 'RGBA', 'CMYK', 'I', 'F')  # what Pillow can take the mean of
 
+def _segments(data: bytes): # (marker, where) of each up to the first scan; (0, where) for a byte that belongs to none
+    "The parts of a JPEG before its picture."
+    at = 2
+    while at + 4 <= len(data):
+        kind = data[at + 1] if data[at] == 0xff and data[at + 1] != 0xff else 0
+        yield kind, at
+        if kind == 0xda: return
+        at += 1 if not kind else 2 if 0xd0 <= kind <= 0xd8 or kind == 1 else 2 + max(2, int.from_bytes(data[at + 2:at + 4], 'big'))
+
 def _one_scan(data: bytes) -> bool: # of a JPEG; False also when it looks odd
     "Whether all colours come in one pass: else the decoder keeps 6 bytes for each pixel until it has seen the last."
-    at, parts = 2, None
-    while at + 10 <= len(data) and data[at] == 0xff:
-        kind = data[at + 1]
-        if kind in (0xc0, 0xc1): parts = data[at + 9]
-        if kind == 0xda: return parts == data[at + 4]
-        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+    parts = None
+    for kind, at in _segments(data):
+        if not kind: return False
+        if kind in (0xc0, 0xc1): parts = data[at + 9:at + 10]
+        if kind == 0xda: return parts == data[at + 4:at + 5]
     return False
 
 def _needs(
@@ -128,17 +136,9 @@ MAX_EXIF = 16           # of them; each is joined to those before
 
 def _steps(data: bytes): # one for each part, or for each byte that belongs to none; 'Exif' for those
     "What Pillow reads of a JPEG, PNG or GIF before the pixels."
-    if data[:2] == b'\xff\xd8': yield from _segments(data)
+    if data[:2] == b'\xff\xd8': yield from ('Exif' if data[at + 4:at + 8] == b'Exif' else '' for _, at in _segments(data))
     elif data[:8] == b'\x89PNG\r\n\x1a\n': yield from _chunks(data)
     elif data[:3] == b'GIF' and len(data) > 13: yield from _blocks(data)
-
-def _segments(data): # of a JPEG
-    at = 2
-    while at + 4 <= len(data):
-        odd, kind = data[at] != 0xff or data[at + 1] in (0, 0xff), data[at + 1]
-        if kind == 0xda and not odd: return
-        yield 'Exif' if data[at + 4:at + 8] == b'Exif' else ''
-        at += 1 if odd else 2 if 0xd0 <= kind <= 0xd8 or kind == 1 else 2 + max(2, int.from_bytes(data[at + 2:at + 4], 'big'))
 
 def _chunks(data): # of a PNG; those with pixels count little, for they may be small
     at = 8

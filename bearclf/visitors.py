@@ -66,12 +66,14 @@ def _warm(
         with suppress(Exception): import_module(name)
     gc.disable()
     try:
-        for request in line.makefile('r'):
+        requests = line.makefile('r')
+        for request in requests:
             try: shared()  # of `$BEARCLF_BUNDLE`: again, where it was replaced
             except BearclfError: pass  # the page says it, in its own words
             gc.collect()
             gc.freeze()
             if not (pid := os.fork()):
+                requests.close()
                 line.close()
                 _be_kernel(**json.loads(request))
             line.sendall(f'{pid}\n'.encode())
@@ -118,7 +120,9 @@ class Warm:
     ) -> Forked:
         "A new kernel; raises `RuntimeError` if there is none to be had."
         with self.lock:
-            if self.process is None or self.process.poll() is not None: self._start()
+            if self.process is None or self.process.poll() is not None:
+                self.stop()
+                self._start()
             self.line.sendall(json.dumps(request).encode() + b'\n')
             pid = self.answers.readline()
             if not pid: raise RuntimeError('The process that holds the model has ended.')
@@ -240,7 +244,7 @@ def _set_environment(
     os.environ['JUPYTER_PATH'] = os.pathsep.join([share, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
 def _front(page_config, **_) -> dict: # with what the template shows before the widgets are there
-    try: return page_config | dict(front=front(load_bundle()))
+    try: return page_config | dict(front=front(load_bundle(files=False)))
     except BearclfError: return page_config  # the page says it, in its own words
 
 def _running(port: int):

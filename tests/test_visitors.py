@@ -232,7 +232,7 @@ def test_kernels_of_those_who_left_end(serve):
     server = serve([command[0], "-c", code], url)
     time.sleep(5)
     async def visits():
-        guests = [await Guest(url).come() for _ in range(6)]  # one of them never connects again: `come` alone
+        guests = [await Guest(url).come() for _ in range(6)]
         for guest in guests: guest.comm = await guest.upload()
         during = len(family(server))
         for guest in guests: guest.leave()
