@@ -265,6 +265,11 @@ class Classifier:
         card = self.folder/'card.md'
         return card.read_text(encoding='utf-8', errors='replace') if 'card.md' in self.spec['files'] else ''  # what is listed was compared with its hash
 
+    @property
+    def fingerprint(self) -> str: # SHA-256 of what `bundle.json` says, and so of all that the bundle holds
+        "Which bundle this is, wherever it lies."
+        return sha256(json.dumps(self.spec, sort_keys=True).encode())
+
     def run(self,
         pixels: np.ndarray,  # uint8 `[N, h, w, 3]`, from `resize`
     ) -> dict: # `probs` `[N, C]`; `known` `[N]` and `heatmap` `[N, h, w, C]` if the graph has them

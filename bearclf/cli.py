@@ -271,13 +271,14 @@ def page(
     ip: str = typer.Option('127.0.0.1', help='127.0.0.1: this computer only; 0.0.0.0: everybody who can reach it.'),
     browser: bool = typer.Option(True, help='Open the page in a browser.'),
     visitors: int = typer.Option(64, help='At once, at most; more are asked to wait.'),
+    log: Optional[str] = typer.Option(None, help='Put each answer on record, and ask whether it was right: a file, as bearclf.db, or the URL of a database.'),
 ):
     """Serve the Voilà page until Ctrl-C.
 
     Example: bearclf app --port 8866
     """
     from bearclf.visitors import run_page
-    run_page(bundle, port, open_browser=browser, ip=ip, visitors=visitors)
+    run_page(bundle, port, open_browser=browser, ip=ip, visitors=visitors, log=log)
 
 @app.callback(invoke_without_command=True)
 def _version(

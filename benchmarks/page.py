@@ -81,7 +81,7 @@ def ways(args, folder):
     def ours(tab, photo):
         n = tab.locator(".bearclf .card").count()
         tab.set_input_files(".bearclf-upload input", str(photo))
-        tab.wait_for_function("n => document.querySelectorAll('.bearclf .card').length > n", arg=n, timeout=60_000)
+        tab.locator(".bearclf .card").nth(n).wait_for(timeout=60_000)
 
     out = {"fastai in Voilà": ([sys.executable, "-m", "voila", str(folder/"stock.ipynb"), "--no-browser", "--port={port}"], "button:has-text('Upload')", stock)}
     if not subprocess.run([args.gradio, "-c", "import gradio"], capture_output=True).returncode: out["fastai in Gradio"] = ([args.gradio, str(folder/"page.py"), "{port}"], "input[type=file]", gradio)

@@ -74,6 +74,33 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture
+def visit(chromium, serve):  # after `serve`, so that visitors leave before their server ends
+    "Open a page; when the test ends, nothing may have gone wrong in its console, and no other machine been asked."
+    visitors = []
+    def opened(url, **context):
+        from browser import Visitor
+        visitors.append(Visitor(chromium, url, **context))
+        return visitors[-1]
+    yield opened
+    for v in visitors: v.leave()
+
+
+@pytest.fixture
+def visitor(visit, page_url): return visit(page_url).ready()
+
+
+@pytest.fixture
+def bears(tmp_path):
+    "Three drawn bears as files."
+    import numpy as np
+    from bearclf.practice import draw_bear
+    rng = np.random.default_rng(5)
+    files = [tmp_path/f"{label}.png" for label in ("black", "grizzly", "teddy")]
+    for f in files: draw_bear(f.stem, rng).save(f)
+    return files
+
+
 @pytest.fixture(scope="session")
 def photos():
     "Real photos: a folder with one folder per label."

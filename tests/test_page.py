@@ -1,7 +1,6 @@
 """The page as a visitor meets it: real Chromium, real Voilà."""
-import base64, json, shutil, signal, socket, subprocess, sys
+import json, shutil, signal, socket, subprocess, sys
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
@@ -12,87 +11,14 @@ from PIL import Image
 from bearclf.classify import Classifier, bundle_folder
 from bearclf.core import photo_files
 from bearclf.practice import draw_bear
+from browser import WAIT
 from conftest import ROOT, app, free_port
-
-WAIT = 60_000  # milliseconds
-# The ipywidgets 7 stack logs this one itself, when JupyterLab extensions made for a newer JupyterLab than Voilà's are installed beside it.
-KNOWN_ERROR = "The getter for the shared module is not a function"
-
-
-class Visitor:
-    "One browser tab that remembers what went wrong and whom it asked."
-    def __init__(self, chromium, url, **context):
-        self.context = chromium.new_context(**context)
-        self.tab = self.context.new_page()
-        self.errors, self.asked = [], []
-        self.tab.on("console", lambda m: m.type == "error" and KNOWN_ERROR not in m.text and self.errors.append(m.text))
-        self.tab.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.tab.on("request", lambda r: self.asked.append(r.url))
-        self.tab.goto(url, timeout=WAIT)
-
-    def ready(self):
-        self.tab.wait_for_selector(".bearclf-upload input", state="attached", timeout=WAIT)
-        return self
-
-    def cards(self, n):
-        "The words of the cards, newest first, once there are `n`."
-        self.tab.wait_for_function("n => document.querySelectorAll('.bearclf .card').length === n", arg=n, timeout=WAIT)
-        return self.tab.locator(".bearclf .card .words").evaluate_all("all => all.map(e => e.lastChild.textContent)")
-
-    def choose(self, *files):
-        self.tab.set_input_files(".bearclf-upload input", [str(f) for f in files])
-        return self.cards(len(files))
-
-    def status(self, text):
-        self.tab.wait_for_function("t => document.querySelector('.bearclf-upload .status').textContent.includes(t)", arg=text, timeout=WAIT)
-
-    def leave(self):
-        self.context.close()
-        hosts = {urlsplit(u).hostname for u in self.asked if not u.startswith(("data:", "blob:"))}
-        assert hosts == {"localhost"}, "the page asked another machine"
-        assert not self.errors, "the browser's console has errors"
-
-
-@pytest.fixture
-def visit(chromium, serve):  # after `serve`, so that visitors leave before their server ends
-    "Open a page; when the test ends, nothing may have gone wrong in its console, and no other machine been asked."
-    visitors = []
-    def opened(url, **context):
-        visitors.append(Visitor(chromium, url, **context))
-        return visitors[-1]
-    yield opened
-    for v in visitors: v.leave()
-
-
-@pytest.fixture
-def visitor(visit, page_url): return visit(page_url).ready()
-
-
-@pytest.fixture
-def bears(tmp_path):
-    "Three drawn bears as files."
-    rng = np.random.default_rng(5)
-    files = [tmp_path/f"{label}.png" for label in ("black", "grizzly", "teddy")]
-    for f in files: draw_bear(f.stem, rng).save(f)
-    return files
 
 
 def voila(notebook):
     "Plain `voila`: command and address."
     port = free_port()
     return [sys.executable, "-m", "voila", notebook, "--no-browser", f"--port={port}"], f"http://localhost:{port}/"
-
-
-def event(visitor, name, files):
-    "Dispatch a drop or a paste of `files` on the middle of the upload widget."
-    data = [(f.name, base64.b64encode(f.read_bytes()).decode()) for f in files]
-    visitor.tab.evaluate("""([name, files]) => {
-        const carried = new DataTransfer()
-        for (const [title, b64] of files) carried.items.add(new File([Uint8Array.from(atob(b64), c => c.charCodeAt(0))], title, {type: 'image/png'}))
-        const init = {bubbles: true, cancelable: true}
-        const event = name === 'paste' ? new ClipboardEvent(name, {...init, clipboardData: carried}) : new DragEvent(name, {...init, dataTransfer: carried})
-        document.querySelector('.bearclf-upload').dispatchEvent(event)
-    }""", [name, data])
 
 
 def test_says_what_predict_says(visitor, bears):
@@ -140,12 +66,12 @@ def test_several_then_clear_then_again(visitor, bears):
 
 @pytest.mark.parametrize("name", ["drop", "paste"])
 def test_drop_and_paste(visitor, bears, name):
-    event(visitor, name, bears[:2])
+    visitor.event(name, bears[:2])
     assert len(visitor.cards(2)) == 2
 
 
 def test_too_many_at_once(visitor, bears):
-    event(visitor, "drop", bears[:1] * 23)
+    visitor.event("drop", bears[:1] * 23)
     visitor.status("23 photos are too many at once")
     assert len(visitor.cards(20)) == 20
     visitor.status("20 photos answered. 23 photos are too many at once: the last 3 are left out.")

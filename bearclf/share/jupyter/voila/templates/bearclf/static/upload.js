@@ -27,7 +27,15 @@ async function packed(file, side) {
 const bytes = async blob => blob.arrayBuffer().catch(() => new ArrayBuffer(0))
 
 const LOST = 'The page has lost touch with its model. Reload the page, then try again.'
-const PATIENCE = 60_000  // milliseconds without an answer
+const PATIENCE = 60_000, DOUBT = 3_000  // milliseconds without an answer: until it is lost, and until we ask whether there is a kernel at all
+
+// Whether the server has ended the kernel of this page, as it does after a long silence. Outside Voilà we cannot know.
+async function ended() {
+  const { baseUrl = '/', kernelId } = JSON.parse(document.getElementById('jupyter-config-data')?.textContent ?? '{}')
+  if (!kernelId) return false
+  const told = await fetch(`${baseUrl}api/kernels/${kernelId}`).catch(() => null)
+  return told?.status === 404
+}
 
 const photos = n => n === 1 ? '1 photo' : `${n} photos`
 
@@ -38,7 +46,7 @@ export function mount(el) {
     <p class="hint">or drop them here, or paste one</p>
     <p class="status" role="status" aria-live="polite"></p>`
   const input = el.querySelector('input'), status = el.querySelector('.status')
-  let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience, meet, side = 1024, limit = 20
+  let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience, doubt, meet, side = 1024, limit = 20
   const met = new Promise(done => meet = done)  // the model in the kernel
 
   function say(text, quietly = false) {  // quietly: read out, not shown
@@ -48,12 +56,16 @@ export function mount(el) {
 
   function lost() {
     answered = asked
+    waiting()
     say(LOST)
   }
 
   function waiting() {
     clearTimeout(patience)
-    if (answered < asked) patience = setTimeout(lost, PATIENCE)
+    clearTimeout(doubt)
+    if (answered === asked) return
+    patience = setTimeout(lost, PATIENCE)
+    doubt = setTimeout(async () => { if (await ended()) lost() }, DOUBT)
   }
 
   async function send(file) {
