@@ -272,8 +272,8 @@ def _cards(
     dlink((cards, 'children'), (clear.layout, 'display'), lambda children: None if children else 'none')
 
     def empty(_):
-        for card in cards.children: _close(card)
-        cards.children = ()
+        gone, cards.children = cards.children, ()
+        for card in gone: _close(card)
 
     clear.on_click(empty)
     return cards

@@ -24,7 +24,7 @@ from .core import BearclfError, sha256
 # %% ../nbs/08a_log.ipynb #6a6d1624
 _meta = MetaData()
 PREDICTIONS = Table('predictions', _meta,
-    Column('id', String(32), primary_key=True),      # made before writing, so that whoever tries twice writes once
+    Column('id', String(32), primary_key=True),      # random
     Column('time', DateTime, nullable=False, index=True),  # UTC
     Column('stage', String(16), nullable=False),     # 'shadow', 'supervised' or 'open'
     Column('bundle', String(64), nullable=False),    # `Classifier.fingerprint`

@@ -51,4 +51,4 @@ class Visitor:
         self.context.close()
         hosts = {urlsplit(u).hostname for u in self.asked if not u.startswith(("data:", "blob:"))}
         assert hosts == {"localhost"}, "the page asked another machine"
-        assert not self.errors, "the browser's console has errors"
+        assert not self.errors, f"the browser's console has errors: {self.errors}"

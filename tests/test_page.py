@@ -7,7 +7,9 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
+from bearclf.app import SORRY
 from bearclf.classify import Classifier, bundle_folder
 from bearclf.core import photo_files
 from bearclf.practice import draw_bear
@@ -53,13 +55,81 @@ def test_text_named_jpg_gets_its_sentence(visitor, tmp_path):
     assert "web page" in page
 
 
+def test_every_kind_of_bad_file_gets_a_sentence(visitor, bears, tmp_path):
+    rng = np.random.default_rng(0)
+    whole = tmp_path/"whole.jpg"
+    Image.fromarray(rng.integers(0, 256, (400, 500, 3), dtype="uint8")).save(whole)
+    bad = {
+        "setup.jpg": b"MZ" + rng.bytes(5000), "cut.jpg": whole.read_bytes()[:whole.stat().st_size//3], "empty.png": b"", "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><script>window.hit=1</script></svg>",
+        "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + rng.bytes(3000), "film.mp4": b"\0\0\0\x18ftypmp42" + rng.bytes(3000), "huge.raw": rng.bytes(9_000_000), "dot.gif": b"GIF89a" + rng.bytes(20), "paper.pdf": b"%PDF-1.7\n" + rng.bytes(500)}
+    for name, content in bad.items(): (tmp_path/name).write_bytes(content)
+    visitor.choose(*(tmp_path/name for name in bad))
+    cards = visitor.tab.locator(".bearclf .card")
+    told = dict(zip(cards.locator(".file").all_text_contents(), cards.evaluate_all("all => all.map(e => [e.classList.contains('no_photo'), e.querySelector('.words').textContent])")))
+    assert set(told) == set(bad) and SORRY not in str(told)
+    for name, (refused, words) in told.items():
+        if name != "drawing.svg": assert refused and name in words, (name, words)  # the browser can open an SVG, and sends a picture of it
+    assert "too big" in told["huge.raw"][1] and "HEIC" in told["phone.heic"][1]
+    assert visitor.tab.evaluate("window.hit") is None
+
+
+def test_a_thousand_photos_at_once(visitor, bears):
+    visitor.event("drop", bears[:1] * 1000)
+    visitor.status("1000 photos are too many at once: the last 980 are left out.")
+    assert len(visitor.cards(20)) == 20
+
+
+def test_a_folder_dropped_on_the_page(visitor):
+    visitor.tab.evaluate("""() => {
+        const carried = new DataTransfer(), folder = new File([], 'holiday')
+        folder.arrayBuffer = folder.text = () => Promise.reject(new DOMException('', 'NotFoundError'))  // as a browser reads a folder
+        carried.items.add(folder)
+        document.querySelector('.bearclf-upload').dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: carried}))
+    }""")
+    assert "holiday" in visitor.cards(1)[0]
+
+
+def test_who_leaves_in_the_middle_of_an_upload_harms_nobody(visit, serve, bears, tmp_path):
+    server = serve(*app())
+    big = tmp_path/"big.jpg"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (2400, 3200, 3), dtype="uint8")).save(big, quality=95)
+    other = visit(server.url).ready()
+    for wait in (0, 300, 900, 1500):
+        leaving = visit(server.url).ready()
+        leaving.tab.set_input_files(".bearclf-upload input", [str(big)]*8)
+        leaving.tab.wait_for_timeout(wait)
+        leaving.tab.close()
+    assert other.choose(bears[2]) == [Classifier().predict(bears[2]).words()]
+    after = visit(server.url).ready()
+    after.choose(bears[0])
+    for v in (other, after): v.tab.close()
+    server.terminate()
+    assert "Traceback" not in server.communicate(timeout=30)[1]
+
+
+@pytest.mark.parametrize("served", ["bearclf app", "voila app.ipynb"])
+def test_a_script_that_gets_into_the_page_can_ask_nobody(visit, serve, bears, served):
+    visitor = visit(serve(*(app() if served == "bearclf app" else (*voila("app.ipynb"), ROOT/"nbs"))).url).ready()
+    visitor.choose(bears[0])
+    visitor.errors.clear()
+    visitor.tab.evaluate("""() => {
+        document.querySelector('.bearclf .about').insertAdjacentHTML('beforeend', '<img src="http://example.com/x.png"><img src=x onerror="window.hit=1">')
+        fetch('http://example.com/').catch(() => window.refused = true)
+    }""")
+    visitor.tab.wait_for_timeout(1000)
+    assert visitor.tab.evaluate("[window.refused, window.hit]") == [True, None if served == "bearclf app" else 1]  # plain Voilà cannot give each script a word of its own
+    assert any("Content Security Policy" in error for error in visitor.errors)
+    visitor.errors.clear()
+    visitor.asked[:] = [url for url in visitor.asked if "example.com" not in url]  # asked for, and refused by the browser
+
+
 def test_several_then_clear_then_again(visitor, bears):
     visitor.choose(*bears)
     assert visitor.tab.locator(".bearclf .card .file").all_text_contents() == ["teddy.png", "grizzly.png", "black.png"]
     visitor.status("3 photos answered")
     visitor.tab.get_by_role("button", name="Clear").click()
     visitor.cards(0)
-    assert visitor.tab.locator(".bearclf-upload .status").text_content() == ""
+    expect(visitor.tab.locator(".bearclf-upload .status")).to_have_text("")
     assert not visitor.tab.get_by_role("button", name="Clear").is_visible()
     visitor.choose(bears[0])
 
