@@ -59,7 +59,7 @@ def free_port():
 
 
 def ways(args, folder):
-    "Name → (command, how to see that a photo can be given, how to give one and wait for its answer)."
+    "Name → (command, what of the page takes a photo: its selector and a word in it, how to give one and wait for its answer)."
     nb = dict(cells=[dict(cell_type="code", id="a", execution_count=None, metadata={}, outputs=[], source=STOCK.format(export=str(args.export.absolute())))],
               metadata=dict(kernelspec=dict(display_name="python3", language="python", name="python3")), nbformat=4, nbformat_minor=5)
     (folder/"stock.ipynb").write_text(json.dumps(nb))
@@ -83,9 +83,9 @@ def ways(args, folder):
         tab.set_input_files(".bearclf-upload input", str(photo))
         tab.locator(".bearclf .card").nth(n).wait_for(timeout=60_000)
 
-    out = {"fastai in Voilà": ([sys.executable, "-m", "voila", str(folder/"stock.ipynb"), "--no-browser", "--port={port}"], "button:has-text('Upload')", stock)}
-    if not subprocess.run([args.gradio, "-c", "import gradio"], capture_output=True).returncode: out["fastai in Gradio"] = ([args.gradio, str(folder/"page.py"), "{port}"], "input[type=file]", gradio)
-    out["bearclf"] = ([str(Path(sys.executable).with_name("bearclf")), "app", "--no-browser", "--port={port}", "--bundle", str(args.bundle.absolute())], ".bearclf-upload input", ours)
+    out = {"fastai in Voilà": ([sys.executable, "-m", "voila", str(folder/"stock.ipynb"), "--no-browser", "--port={port}"], ("button", "Upload"), stock)}
+    if not subprocess.run([args.gradio, "-c", "import gradio"], capture_output=True).returncode: out["fastai in Gradio"] = ([args.gradio, str(folder/"page.py"), "{port}"], ("input[type=file]", ""), gradio)
+    out["bearclf"] = ([str(Path(sys.executable).with_name("bearclf")), "app", "--no-browser", "--port={port}", "--bundle", str(args.bundle.absolute())], (".bearclf-upload input", ""), ours)
     return out
 
 
@@ -119,17 +119,30 @@ def pss(process):
     return total/1e3
 
 
+USABLE = """const look = setInterval(() => {
+    if (![...document.querySelectorAll(%s)].some(e => e.textContent.includes(%s))) return
+    window.usable = performance.now()
+    clearInterval(look)
+}, 5)"""  # the page itself looks, and only when it is not too busy to take a click; from outside, one would wait for the browser's attention too
+
+
 def visit(chromium, url, ready):
     "A new visitor with an empty cache: the tab, seconds until a photo can be given, and a count of bytes that goes on counting."
-    tab = chromium.new_context().new_page()
+    context = chromium.new_context()
+    context.add_init_script(USABLE % tuple(json.dumps(part) for part in ready))
+    tab = context.new_page()
     came, session = [0], tab.context.new_cdp_session(tab)
     session.send("Network.enable")
     session.on("Network.loadingFinished", lambda e: came.__setitem__(0, came[0] + e["encodedDataLength"]))
     session.on("Network.webSocketFrameReceived", lambda e: came.__setitem__(0, came[0] + len(e["response"]["payloadData"])))
-    start = perf_counter()
     tab.goto(url, wait_until="commit", timeout=120_000)
-    tab.wait_for_selector(ready, state="attached", timeout=120_000)
-    return tab, perf_counter() - start, came
+    return tab, seen(tab), came
+
+
+def seen(tab):
+    "Seconds from navigation to a button that takes a photo."
+    while not (found := tab.evaluate("window.usable")): time.sleep(.01)
+    return found/1e3
 
 
 def turn(chromium, way, counts, photos):
@@ -144,13 +157,12 @@ def turn(chromium, way, counts, photos):
             if len(tabs) == 1: out["usable, s"] = took
             if len(tabs) == 10: out["usable for the tenth, s"] = took
             if len(tabs) == 1:
-                start = perf_counter()
                 give(tab, photos["1 MP"])
-                out["first answer, s"] = took + perf_counter() - start
+                out["first answer, s"] = tab.evaluate("performance.now()")/1e3
                 out["bytes, MB"] = came[0]/1e6
                 for name, photo in photos.items():
                     tab.reload()
-                    tab.wait_for_selector(ready, state="attached", timeout=120_000)
+                    seen(tab)
                     time.sleep(4)  # the visitor looks for a photo
                     start = perf_counter()
                     give(tab, photo)
