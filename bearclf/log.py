@@ -6,8 +6,8 @@
 __all__ = ['PREDICTIONS', 'PHOTOS', 'log_url', 'PredictionsLog']
 
 # %% ../nbs/08a_log.ipynb #0dd626bc
-import os
-from contextlib import contextmanager
+import os, re
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Optional, Union
@@ -18,15 +18,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from .classify import Answer
-from .core import BearclfError, sha256
+from .classify import Answer, claim
+from .core import BearclfError, printable, sha256
 
 # %% ../nbs/08a_log.ipynb #6a6d1624
 _meta = MetaData()
 PREDICTIONS = Table('predictions', _meta,
     Column('id', String(32), primary_key=True),      # random
     Column('time', DateTime, nullable=False, index=True),  # UTC
-    Column('stage', String(16), nullable=False),     # 'shadow', 'supervised' or 'open'
+    Column('stage', String(16), nullable=False),     # how far the model is let out: 'open'; later also 'shadow' and 'supervised'
     Column('bundle', String(64), nullable=False),    # `Classifier.fingerprint`
     Column('sha256', String(64), nullable=False, index=True),  # of the photo's bytes as they arrived
     Column('probs', JSON, nullable=False),           # label → probability
@@ -58,6 +58,7 @@ def _tune(connection, _):
     cursor = connection.cursor()
     cursor.execute('PRAGMA journal_mode=WAL')
     cursor.execute('PRAGMA synchronous=NORMAL')
+    cursor.execute('PRAGMA secure_delete=ON')  # what is deleted is overwritten
     cursor.close()
 
 def _engine(
@@ -93,21 +94,34 @@ def _told(
 # %% ../nbs/08a_log.ipynb #83b80f06
 def _now() -> datetime: return datetime.now(timezone.utc).replace(tzinfo=None)  # databases disagree about time zones: ours is UTC
 
+def _made(file: Path): # where there is none
+    "An empty file that only its owner can read."
+    with suppress(OSError): os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))  # if it cannot be made, opening it says why
+
 class PredictionsLog:
     "Answers, and what people said of them. Every method raises `BearclfError` if the database cannot do it."
     def __init__(self,
-        where: Union[str, os.PathLike] = 'bearclf.db',  # as in `log_url`; made if it is not there
+        where: Union[str, os.PathLike] = 'bearclf.db',  # as in `log_url`
+        new: bool = True,  # make it if it is not there
     ):
         self.engine, self.name = _engine(log_url(where)), _name(log_url(where))
+        self.file = Path(self.name) if self.engine.dialect.name == 'sqlite' and self.name else None
+        if self.file and not self.file.exists() and not new: raise BearclfError(f"There is no predictions log {self.name}: check the name.")
+        if self.file: _made(self.file)
+        self.inode = self._inode()
         with self._changing('cannot be opened') as db:
             for table in _meta.sorted_tables:
                 db.execute(CreateTable(table, if_not_exists=True))
                 for index in table.indexes: db.execute(CreateIndex(index, if_not_exists=True))
                 db.execute(select(table).limit(0))  # a table of this name that somebody else made has other columns
 
+    def _inode(self): # None: there is no such file
+        with suppress(OSError): return self.file and self.file.stat().st_ino
+
     @contextmanager
     def _changing(self, does: str = 'cannot be written'):
         "A transaction: all of it happens, or nothing."
+        if self._inode() != self.inode: raise BearclfError(f"The predictions log {self.name} was moved or deleted while it was in use: put it back, or start the page anew.")  # a process would go on writing into a file that nobody finds
         with _told(self.name, does), self.engine.begin() as db: yield db
 
     def write(self,
@@ -136,14 +150,23 @@ class PredictionsLog:
             others = db.scalar(select(exists().where(PREDICTIONS.c.sha256 == sha, PREDICTIONS.c.consent)))
             if photo is None and not others: db.execute(delete(PHOTOS).where(PHOTOS.c.sha256 == sha))
             elif photo and not db.scalar(select(exists().where(PHOTOS.c.sha256 == sha))): db.execute(insert(PHOTOS), dict(sha256=sha, data=photo))
+        if photo is None: self.settle()
 
     def forget(self,
-        sha: str,  # `sha256` of the file as it was sent
+        number: str,  # the photo's `sha256`, or at least the first 8 digits of it
     ) -> int: # rows
         "Take out a photo and all that was said of it."
+        if not re.fullmatch('[0-9a-f]{8,64}', number): raise BearclfError(f"{printable(number)} is no number of a photo: give at least the first 8 digits of its SHA-256.")
         with self._changing() as db:
-            db.execute(delete(PHOTOS).where(PHOTOS.c.sha256 == sha))
-            return db.execute(delete(PREDICTIONS).where(PREDICTIONS.c.sha256 == sha)).rowcount
+            db.execute(delete(PHOTOS).where(PHOTOS.c.sha256.startswith(number)))
+            rows = db.execute(delete(PREDICTIONS).where(PREDICTIONS.c.sha256.startswith(number))).rowcount
+        self.settle()
+        return rows
+
+    def settle(self):
+        "Bring all that is written into the one file; what was deleted is then in none. Nothing to do for other databases."
+        if self.file:
+            with _told(self.name, 'cannot be written'), self.engine.connect() as db: db.exec_driver_sql('PRAGMA wal_checkpoint(TRUNCATE)')
 
     def rows(self) -> list: # of dicts, oldest first
         "The whole table `predictions`."
@@ -151,7 +174,31 @@ class PredictionsLog:
             return [dict(row) for row in db.execute(select(PREDICTIONS).order_by(PREDICTIONS.c.time, PREDICTIONS.c.id)).mappings()]
 
     def photo(self,
-        sha: str,  # as in `forget`
+        sha: str,  # `sha256` of the file as it was sent
     ) -> Optional[bytes]: # a JPEG; None: it was not kept
         "A photo that its sender allowed to keep."
         with _told(self.name, 'cannot be read'), self.engine.connect() as db: return db.scalar(select(PHOTOS.c.data).where(PHOTOS.c.sha256 == sha))
+
+    def judged(self) -> list: # a dict a claim: claim (a label, '' for none of them, None for unsure), answers, judged (by a person), right (of the judged)
+        "How often each claim came, and how often people said that it was right. One photo counts once, with what was said of it last."
+        counts = {}
+        for row in {row['sha256']: row for row in self.rows()}.values():
+            said = claim(row['verdict'], row['probs'])
+            of = counts.setdefault(said, dict(claim=said, answers=0, judged=0, right=0))
+            of['answers'] += 1
+            of['judged'] += row['human'] is not None
+            of['right'] += said is not None and row['human'] == said
+        return list(counts.values())
+
+    def save_photos(self,
+        folder: Union[str, os.PathLike],  # made if missing; where a photo is there already it stays
+    ) -> int: # photos written
+        "Write the kept photos into `folder/<what a person said it is>/`, for you to look through."
+        written = 0
+        for sha, human in {row['sha256']: row['human'] for row in self.rows() if row['consent']}.items():
+            to, data = Path(folder)/(re.sub(r'^\.+|[^\w .()-]', '_', human) or 'none of these')/f'{sha[:16]}.jpg', self.photo(sha)
+            if data is None or to.exists(): continue
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(data)
+            written += 1
+        return written

@@ -159,7 +159,7 @@ class OwnKernel(KernelSpecManager):
     def get_kernel_spec(self, name):
         spec = super().get_kernel_spec(name)
         spec.interrupt_mode = 'message'  # a signal would end a starting kernel with a traceback in the terminal
-        spec.argv = [*spec.argv, '--log-level=50']  # what a kernel complains of while it is being ended; the page prints its own errors
+        spec.argv = [*spec.argv, '--log-level=50']  # silent: what a kernel complains of while it is being ended; the page tells its own errors in the terminal
         if CAN_FORK: spec.metadata = spec.metadata | dict(kernel_provisioner=dict(provisioner_name='bearclf-warm'))
         return spec
 
@@ -185,6 +185,7 @@ def _door(
 
         async def get(self, path=None):
             if path: raise HTTPError(404)  # there is one page
+            self.xsrf_token  # asked for, it becomes a cookie, without which the page could not end its own kernel when it is left
             self.nonce = secrets.token_urlsafe(16)
             self.set_header('Content-Security-Policy', POLICY.format(nonce=self.nonce))
             self.set_header('Cache-Control', 'no-store')  # the page names its kernel
@@ -282,6 +283,12 @@ def _set_log(
     PredictionsLog(log)
     os.environ['BEARCLF_LOG'] = log_url(log)
 
+def _settle_log():
+    "The log is one file again."
+    if 'BEARCLF_LOG' not in os.environ: return
+    from bearclf.log import PredictionsLog
+    with suppress(BearclfError): PredictionsLog(os.environ['BEARCLF_LOG'], new=False).settle()
+
 def _front(page_config, **_) -> dict: # with what the template shows before the widgets are there
     try: return page_config | dict(front=front(load_bundle(files=False), logged='BEARCLF_LOG' in os.environ))
     except BearclfError: return page_config  # the page says it, in its own words
@@ -320,6 +327,7 @@ def _server(
             if starting: finish(asyncio.wait(starting, timeout=10))
             finish(self.kernel_manager.shutdown_all())
             WARM.stop()
+            _settle_log()
             super().stop()
 
     return Server

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from bearclf.app import SORRY
+from bearclf.app import UNNOTED
 from bearclf.classify import Classifier, bundle_folder
 from bearclf.core import sha256
 from bearclf.log import PredictionsLog
@@ -51,17 +51,65 @@ def test_yes_and_no_and_permission(asking, teddy):
     question.get_by_role("button", name="No").click()
     question.get_by_label("It is").select_option(label="grizzly")
     question.get_by_role("button", name="Send").click()
-    expect(question.locator(".noted")).to_contain_text("Noted: grizzly. The photo is kept.")
+    expect(question.locator(".noted")).to_contain_text(f"Noted: grizzly. The photo is kept, as number {sha256(teddy)[:10]}")
     row, = log.rows()
     assert (row["human"], row["reviewer"], row["consent"]) == ("grizzly", "visitor", True)
     kept = Image.open(io.BytesIO(log.photo(sha256(teddy))))
     assert kept.size == Image.open(teddy).size and not kept.getexif()
 
-    question.get_by_role("button", name="Change").click()
-    question.get_by_label("You may keep this photo").uncheck()
+    question.get_by_label("You may keep this photo").uncheck()  # acts by itself once there is an answer
+    expect(question.locator(".noted")).to_contain_text("Noted: grizzly. The photo is not kept.")
+    assert log.photo(sha256(teddy)) is None and log.rows()[0]["human"] == "grizzly"
+
+
+def test_what_was_begun_stays_when_other_photos_come(asking, teddy, bears):
+    visitor, log = asking
+    visitor.choose(teddy)
+    question = visitor.tab.locator(".bearclf-question").filter(has_text="teddy.jpg")
+    question.get_by_label("You may keep this photo").check()
     question.get_by_role("button", name="Yes").click()
-    expect(question.locator(".noted")).to_contain_text("not kept")
-    assert log.photo(sha256(teddy)) is None
+    expect(question.locator(".noted")).to_be_visible()
+    visitor.tab.locator(".where summary").click()
+    visitor.tab.set_input_files(".bearclf-upload input", [str(bears[0]), str(bears[1])])
+    visitor.cards(3)
+    visitor.status("2 photos answered")
+    assert visitor.tab.locator(".bearclf .card .file").all_text_contents() == ["grizzly.png", "black.png", "teddy.jpg"]
+    assert question.locator(".noted").is_visible() and question.get_by_label("You may keep this photo").is_checked()
+    assert visitor.tab.locator(".where img").last.is_visible()
+    assert [row["consent"] for row in log.rows()] == [True, False, False]
+
+
+def test_what_goes_wrong_is_told_in_the_terminal_and_not_to_the_visitor(serve, visit, teddy, tmp_path):
+    server = serve(*app("--log", "bearclf.db"), tmp_path)
+    visitor, frames = visit(server.url), []
+    visitor.tab.on("websocket", lambda ws: ws.on("framereceived", lambda frame: frames.append(frame if isinstance(frame, bytes) else frame.encode())))
+    visitor.tab.reload()
+    visitor.ready()
+    (tmp_path/"bearclf.db").rename(tmp_path/"moved.db")
+    assert visitor.choose(teddy) == [UNNOTED]
+    visitor.tab.close()
+    server.terminate()
+    assert "was moved or deleted" in server.communicate(timeout=30)[1]
+    assert frames and not any(b"Traceback" in frame or b"bearclf.db" in frame for frame in frames)
+
+
+def test_the_log_is_one_file_when_the_page_has_ended(serve, visit, teddy, tmp_path):
+    server = serve(*app("--log", "bearclf.db"), tmp_path)
+    visitor = visit(server.url).ready()
+    visitor.choose(teddy)
+    visitor.tab.get_by_label("You may keep this photo").check()
+    visitor.tab.get_by_role("button", name="Yes").click()
+    expect(visitor.tab.locator(".noted")).to_be_visible()
+    visitor.tab.close()
+    server.terminate()
+    server.communicate(timeout=30)
+    shutil.copy(tmp_path/"bearclf.db", tmp_path/"copy.db")
+    log = PredictionsLog(tmp_path/"copy.db")
+    kept = log.photo(sha256(teddy))
+    assert len(log.rows()) == 1 and kept and (tmp_path/"bearclf.db").stat().st_mode & 0o077 == 0
+    log.forget(sha256(teddy)[:10])
+    held = b"".join(p.read_bytes() for p in tmp_path.glob("copy.db*"))
+    assert kept[500:600] not in held
 
 
 def test_none_of_these_is_an_answer_and_nothing_chosen_is_none(asking, teddy, tmp_path):
@@ -72,9 +120,12 @@ def test_none_of_these_is_an_answer_and_nothing_chosen_is_none(asking, teddy, tm
     question.get_by_role("button", name="No").click()
     question.get_by_role("button", name="Send").click()  # nothing was chosen
     visitor.tab.wait_for_timeout(500)
-    assert log.rows()[0]["human"] is None and question.locator("select").is_visible()
-    question.get_by_label("It is").select_option(label="none of these")
-    question.get_by_role("button", name="Send").click()
+    assert log.rows()[0]["human"] is None and question.locator("select:invalid").is_visible()  # the browser says what is missing
+    question.get_by_role("button", name="Back").click()
+    question.get_by_role("button", name="No").click()
+    assert question.locator("option").all_text_contents() == ["Choose …", "black", "grizzly", "teddy"]  # "none of these" was just denied
+    question.get_by_role("button", name="Back").click()
+    question.get_by_role("button", name="Yes").click()
     expect(question.locator(".noted")).to_contain_text("Noted: none of these.")
     assert log.rows()[0]["human"] == ""
 
@@ -96,7 +147,7 @@ def test_no_record_no_answer(asking, teddy, tmp_path):
     visitor, log = asking
     other = sqlite3.connect(tmp_path/"bearclf.db", isolation_level=None)
     other.execute("begin exclusive")  # another program holds the database
-    assert visitor.choose(teddy) == [SORRY]
+    assert visitor.choose(teddy) == [UNNOTED]
     other.execute("rollback")
     assert log.rows() == []
     visitor.tab.set_input_files(".bearclf-upload input", str(teddy))
@@ -110,6 +161,17 @@ def test_plain_voila_keeps_a_log_too(visit, serve, teddy, tmp_path):
     visitor.tab.get_by_role("button", name="Yes").click()
     expect(visitor.tab.locator(".noted")).to_be_visible(timeout=WAIT)
     assert PredictionsLog(tmp_path/"plain.db").rows()[0]["human"] == "teddy"
+
+
+def test_a_long_label_fits_a_phone(visit, serve, teddy, tmp_path):
+    import json
+    bundle = shutil.copytree(bundle_folder(), tmp_path/"b")
+    spec = json.loads((bundle/"bundle.json").read_text())
+    (bundle/"bundle.json").write_text(json.dumps({**spec, "labels": ["Ursus-americanus-"*8, "Ursus-arctos-"*8, "Ursus-theodori-"*8]}))
+    visitor = visit(serve(*app("--bundle", "b", "--log", "l.db"), tmp_path).url, viewport=dict(width=360, height=740)).ready()
+    visitor.choose(teddy)
+    visitor.tab.locator(".no").click()
+    assert visitor.tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_labels_are_text_wherever_they_are_shown(visit, serve, teddy, tmp_path):

@@ -279,6 +279,19 @@ def test_the_waiting_kernel_waits_and_a_forgotten_tab_is_told(serve, visit, bear
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_who_reloads_takes_no_second_place(serve, visit):
+    server = serve(*app("--visitors", "2"))
+    visitor = visit(server.url).ready()
+    for _ in range(4):
+        visitor.tab.locator("#rendered_cells .bearclf-upload").wait_for()
+        visitor.tab.reload()
+        visitor.ready()
+    visitor.tab.locator("#rendered_cells .bearclf-upload").wait_for()
+    visitor.tab.wait_for_timeout(3000)
+    assert len(family(server)) <= 3  # the warm process, the visitor's kernel, and one that waits
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_kernels_of_those_who_left_end(serve):
     server = serve(*impatient(ALONE=6))
     url = server.url

@@ -1,62 +1,72 @@
 // Runs in the visitor's browser. Asks, below an answer, whether it was right; what the visitor says goes to the kernel.
 
 const NONE = 'none of these'
-const LOST = 'This could not be noted: the page has lost touch with its model.'
+const LOST = 'This could not be noted: the page has lost touch with its model. Reload the page, then answer again.'
 const PATIENCE = 10_000  // milliseconds until it is lost
 
-// A `<select>` of the labels; what it gives is a label, or '' for none of them.
-function choices(labels) {
-  const select = document.createElement('select')
-  select.append(new Option('Choose …', -1), ...labels.map((label, i) => new Option(label, i)), new Option(NONE, labels.length))
-  return { select, chosen: () => labels[select.value] ?? '', none: () => select.value === '-1' }
+// A `<select>` of the labels but for the one that was just denied; what it gives is a label, or '' for none of them.
+function choices(labels, denied) {
+  const offered = [...labels, ''].filter(label => label !== denied), select = document.createElement('select')
+  select.required = true  // the browser itself says so if nothing is chosen
+  select.append(new Option('Choose …', ''), ...offered.map((label, i) => new Option(label || NONE, i)))
+  return { select, chosen: () => offered[select.value] }
 }
 
 function render({ model, el }) {
-  const labels = model.get('labels'), claim = model.get('claim')  // claim: the label that the answer gives, '' if it says "none of these", null if it is not sure
-  const { select, chosen, none } = choices(labels)
+  const claim = model.get('claim')  // the label that the answer gives, '' if it says "none of these", null if it is not sure
+  const { select, chosen } = choices(model.get('labels'), claim)
   el.classList.add('bearclf-question')
   el.innerHTML = `
     <form>
-      <fieldset><legend></legend>
+      <fieldset><legend><span class="asks"></span><span class="unseen"></span></legend>
         <span class="said"><button type="button" class="yes">Yes</button> <button type="button" class="no">No</button></span>
-        <span class="pick"><label class="it">It is </label><button>Send</button></span>
+        <span class="pick"><label class="it">It is </label><button>Send</button><button type="button" class="back">Back</button></span>
       </fieldset>
+      <p class="noted" tabindex="-1"><span></span> <button type="button" class="change">Change</button></p>
       <label class="keep"><input type="checkbox"> You may keep this photo to learn from</label>
     </form>
-    <p class="noted" tabindex="-1"><span></span> <button type="button" class="change">Change</button></p>`
-  const find = name => el.querySelector(name), form = find('form'), noted = find('.noted'), keep = find('.keep input'), legend = find('legend')
-  let patience
+    <p class="unseen" role="status"></p>`
+  const find = name => el.querySelector(name), form = find('form'), noted = find('.noted'), keep = find('.keep input'), status = find('[role=status]')
+  let patience, told  // told: what the visitor said last
   find('.it').append(select)
+  find('legend .unseen').textContent = ` (${model.get('about')})`
 
   function show(step) {  // 'ask': yes or no; 'pick': what then; 'noted': thanks
-    form.hidden = step === 'noted'
-    noted.hidden = step !== 'noted'
-    find('.said').hidden = step !== 'ask'
-    find('.pick').hidden = step !== 'pick'
-    legend.textContent = claim === null ? 'Do you know what it is?' : step === 'ask' ? 'Was this right?' : 'What is it, then?'
+    for (const [name, there] of [['fieldset', step !== 'noted'], ['.noted', step === 'noted'], ['.said', step === 'ask'], ['.pick', step === 'pick'], ['.back', claim !== null]]) find(name).hidden = !there
+    find('.asks').textContent = claim === null ? 'Do you know what it is?' : step === 'ask' ? 'Was this right?' : 'What is it, then?'
   }
   const begin = () => show(claim === null ? 'pick' : 'ask')
-  function tell(human) {
-    model.send({ kind: 'told', human, keep: keep.checked })
+
+  function wait(on) {
     clearTimeout(patience)
-    patience = setTimeout(() => thank(LOST), PATIENCE)
+    form.toggleAttribute('data-waiting', on)
+    for (const part of form.querySelectorAll('button, select, input')) part.disabled = on
+    status.textContent = on ? 'One moment …' : ''
+    if (on) patience = setTimeout(() => thank(LOST, false), PATIENCE)
   }
 
-  function thank(words) {
-    clearTimeout(patience)
+  function tell(human) {
+    told = human
+    model.send({ kind: 'told', human, keep: keep.checked })
+    wait(true)
+  }
+
+  function thank(words, done) {
+    wait(false)
     noted.firstElementChild.textContent = words
+    find('.change').textContent = done ? 'Change' : 'Try again'
+    if (!done) told = undefined
     show('noted')
     noted.focus()  // so that it is read out, and the keyboard stays where it was
   }
 
   find('.yes').addEventListener('click', () => tell(claim))
   find('.no').addEventListener('click', () => { show('pick'); select.focus() })
-  find('.change').addEventListener('click', () => { begin(); (claim === null ? select : find('.yes')).focus() })
-  form.addEventListener('submit', event => {
-    event.preventDefault()
-    none() ? select.focus() : tell(chosen())
-  })
-  model.on('msg:custom', message => { if (message.kind === 'noted') thank(message.words) })
+  find('.back').addEventListener('click', () => { begin(); find('.yes').focus() })
+  find('.change').addEventListener('click', () => { told = undefined; begin(); (claim === null ? select : find('.yes')).focus() })
+  keep.addEventListener('change', () => { if (told !== undefined) tell(told) })  // after the thanks, the box acts by itself
+  form.addEventListener('submit', event => { event.preventDefault(); tell(chosen()) })
+  model.on('msg:custom', message => { if (message.kind === 'noted') thank(message.words, message.done) })
   begin()
 }
 

@@ -44,8 +44,8 @@ export function mount(el) {
   el.innerHTML = `
     <label class="choose"><input type="file" accept="image/*" multiple><span>Choose photos</span></label>
     <p class="hint">or drop them here, or paste one</p>
-    <p class="status" role="status" aria-live="polite"></p>`
-  const input = el.querySelector('input'), status = el.querySelector('.status')
+    <p class="status" role="status" aria-live="polite"></p><p class="heard unseen" role="status" aria-live="polite"></p>`
+  const input = el.querySelector('input'), status = el.querySelector('.status'), heard = el.querySelector('.heard')
   let asked = 0, answered = 0, left = '', queue = Promise.resolve(), patience, doubt, meet, side = 1024, limit = 20
   const met = new Promise(done => meet = done)  // the model in the kernel
 
@@ -85,11 +85,16 @@ export function mount(el) {
   }
 
   function hear(message) {
-    if (message.kind === 'cleared') return say('')
+    if (message.kind === 'cleared') {
+      if (!document.activeElement?.isConnected || document.activeElement === document.body) input.focus()
+      return say('Cleared.', true)
+    }
     answered += 1
     waiting()
     if (answered < asked) say(`${answered} of ${photos(asked)} answered …${left}`)
-    else if (asked > 1) say(`${photos(asked)} answered.${left}`)
+    if (asked > 1) heard.textContent = message.words  // each answer is read out
+    if (answered < asked) return
+    if (asked > 1) say(`${photos(asked)} answered.${left}`)
     else say(message.words, true)  // its card is in view
   }
 
@@ -107,13 +112,26 @@ export function mount(el) {
   }, { signal })
   document.addEventListener('paste', event => take(event.clipboardData?.files ?? []), { signal })
 
+  // The newest card comes first, and into view. The kernel appends it, for what comes after a change in a list of widgets is made anew, with all that somebody had begun there.
+  const first = new MutationObserver(changes => {
+    for (const { target, addedNodes } of changes) {
+      if (!target.matches?.('.bearclf-page .answers')) continue
+      for (const card of addedNodes) {
+        if (card === target.firstElementChild) continue
+        target.prepend(card)
+        card.scrollIntoView({ block: 'nearest' })
+      }
+    }
+  })
+  first.observe(document.body, { childList: true, subtree: true })
+
   function connect(model) {
     side = model.get('side')
     limit = model.get('limit')
     model.on('msg:custom', hear)
     meet(model)
   }
-  Object.assign(el, { connect, stop: () => listening.abort() })
+  Object.assign(el, { connect, stop: () => { listening.abort(); first.disconnect() } })
   return el
 }
 
