@@ -47,7 +47,8 @@ class Upload(AnyWidget):
         "Call `callback` for each photo; what it returns is read out to the visitor."
         def received(_, message, buffers):
             if message.get('kind') != 'photo' or len(buffers) != 1: return
-            words = callback(str(message['name']), bytes(buffers[0]), bool(message.get('too_big')))
+            name = str(message.get('name', ''))[:300].encode('utf-8', 'replace').decode()
+            words = callback(name, bytes(buffers[0]), bool(message.get('too_big')))
             self.send(dict(kind='answered', words=words))
         self.on_msg(received)
 
@@ -120,9 +121,10 @@ class Question(AnyWidget):
         callback: Callable,  # called with `human` (a label, or '' for none of them) and `keep` (whether the photo may be kept); returns words for the visitor, and whether it is noted
     ):
         "Call `callback` each time the visitor says what it is."
+        known = {*self.labels, ''}  # as they are now: a visitor's script can change what a widget shares
         def received(_, message, buffers):
             human = message.get('human')
-            if message.get('kind') != 'told' or human not in [*self.labels, '']: return
+            if message.get('kind') != 'told' or not isinstance(human, str) or human not in known: return
             words, done = callback(human, message.get('keep') is True)
             self.send(dict(kind='noted', words=words, done=done))
         self.on_msg(received)
@@ -131,14 +133,16 @@ class Question(AnyWidget):
 def _report():
     "Print the exception being handled where the one who runs the page reads it: what a kernel prints would go to the visitor."
     fd = getattr(sys.stderr, '_original_stdstream_copy', None)  # where ipykernel keeps the terminal
-    with (os.fdopen(os.dup(fd), 'w') if fd else nullcontext()) as terminal: print_exc(file=terminal)
+    with (os.fdopen(os.dup(fd), 'w') if fd else nullcontext(sys.__stderr__)) as terminal: print_exc(file=terminal)
 
 def _bare(
     data: bytes,  # a photo's file
 ) -> bytes: # a JPEG
-    "The picture, upright, without what the camera wrote beside it."
-    out = BytesIO()
-    open_photo(data).convert('RGB').save(out, 'jpeg', quality=95)
+    "The picture, upright, at most 1024 pixels long, without what the camera wrote beside it."
+    im, out = open_photo(data, least=1024).convert('RGB'), BytesIO()
+    im.thumbnail((1024, 1024))
+    im.info = {}  # comments, colour profile, EXIF
+    im.save(out, 'jpeg', quality=95)
     return out.getvalue()
 
 def _thanks(
@@ -291,35 +295,33 @@ def _cards(
     clear.on_click(empty)
     return cards
 
-def _open_log(
-    where,  # as in `page`
-): # a `PredictionsLog`, or None
-    "The log; raises `BearclfError`, in words for visitors, if it cannot be opened."
-    where = where or os.environ.get('BEARCLF_LOG')
-    if not where: return None
-    from bearclf.log import PredictionsLog
-    try: return PredictionsLog(where)
-    except BearclfError as e:
-        _report()
-        raise BearclfError('What it says cannot be put on record at the moment, so it says nothing. Please come back later.') from e
+class _Log:
+    "A `PredictionsLog` that is opened when it is first needed: a page may be made long before, and in a bad moment."
+    def __init__(self, where): self.where = where
+
+    def __getattr__(self, name):
+        from bearclf.log import PredictionsLog
+        if 'log' not in self.__dict__: self.log = PredictionsLog(self.where)
+        return getattr(self.log, name)
 
 def page(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: `$BEARCLF_BUNDLE`, or the bears that come with bearclf
     log: Union[str, os.PathLike, None] = None,     # file or URL of a predictions log; None: `$BEARCLF_LOG`, or no log
 ) -> VBox:
     "The whole page: upload photos, read the answers."
-    try: clf, log = shared(bundle), _open_log(log)
+    try: clf = shared(bundle)
     except BearclfError as e: return _apology(e)
+    if log := log or os.environ.get('BEARCLF_LOG'): log = _Log(log)
     upload, clear = Upload(), Button(description='Clear')
     clear.add_class('clear')
     cards = _cards(clear)
 
     def show(*photo):
-        card, words = look(clf, *photo, log=log)
+        card, words = look(clf, *photo, log=log or None)
         cards.children = (*cards.children, card)
         return words
 
     upload.on_photo(show)
     clear.on_click(lambda _: upload.send(dict(kind='cleared')))
-    told = front(clf.spec, logged=log is not None)
+    told = front(clf.spec, logged=bool(log))
     return _page(HTML(told['head']), upload, clear, cards, HTML(told['about']))

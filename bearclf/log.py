@@ -6,7 +6,7 @@
 __all__ = ['PREDICTIONS', 'PHOTOS', 'log_url', 'PredictionsLog']
 
 # %% ../nbs/08a_log.ipynb #0dd626bc
-import os, re
+import os, re, warnings
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -107,6 +107,10 @@ class PredictionsLog:
         self.engine, self.name = _engine(log_url(where)), _name(log_url(where))
         self.file = Path(self.name) if self.engine.dialect.name == 'sqlite' and self.name else None
         if self.file and not self.file.exists() and not new: raise BearclfError(f"There is no predictions log {self.name}: check the name.")
+        self._open()
+
+    def _open(self):
+        self.engine.dispose()
         if self.file: _made(self.file)
         self.inode = self._inode()
         with self._changing('cannot be opened') as db:
@@ -121,8 +125,12 @@ class PredictionsLog:
     @contextmanager
     def _changing(self, does: str = 'cannot be written'):
         "A transaction: all of it happens, or nothing."
-        if self._inode() != self.inode: raise BearclfError(f"The predictions log {self.name} was moved or deleted while it was in use: put it back, or start the page anew.")  # a process would go on writing into a file that nobody finds
-        with _told(self.name, does), self.engine.begin() as db: yield db
+        if self._inode() != self.inode:  # a process would go on writing into a file that nobody finds
+            warnings.warn(f"The predictions log {self.name} was moved or deleted while it was in use: a new one is begun.")
+            self._open()
+        try:
+            with _told(self.name, does), self.engine.begin() as db: yield db
+        except BearclfError: self.engine.dispose(); raise  # the next one gets a connection of its own
 
     def write(self,
         answer: Answer,
@@ -146,6 +154,7 @@ class PredictionsLog:
         with self._changing() as db:
             row = PREDICTIONS.c.id == id
             sha = db.scalar(select(PREDICTIONS.c.sha256).where(row))
+            if not sha: raise BearclfError(f"The predictions log {self.name} holds this answer no longer.")
             db.execute(update(PREDICTIONS).where(row).values(human=human, reviewer=reviewer, consent=photo is not None))
             others = db.scalar(select(exists().where(PREDICTIONS.c.sha256 == sha, PREDICTIONS.c.consent)))
             if photo is None and not others: db.execute(delete(PHOTOS).where(PHOTOS.c.sha256 == sha))

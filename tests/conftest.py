@@ -31,7 +31,7 @@ def _answers(url):
 @contextmanager
 def serving(command, url, cwd=ROOT, env=None):
     "Run `command` until the block ends; the block starts once `url` answers."
-    process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=cwd, env={**{k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.url = url
     try:
         end = time.monotonic() + START

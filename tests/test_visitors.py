@@ -1,5 +1,5 @@
 """Many visitors, and those who ask for what they should not get: plain HTTP and raw web sockets against a real `bearclf app`."""
-import asyncio, io, json, re, shutil, statistics, struct, time
+import asyncio, io, json, re, shutil, socket, statistics, struct, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from uuid import uuid4
@@ -280,15 +280,82 @@ def test_the_waiting_kernel_waits_and_a_forgotten_tab_is_told(serve, visit, bear
 
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_who_reloads_takes_no_second_place(serve, visit):
-    server = serve(*app("--visitors", "2"))
+    server = serve(*app("--visitors", "4"))
     visitor = visit(server.url).ready()
     for _ in range(4):
         visitor.tab.locator("#rendered_cells .bearclf-upload").wait_for()
+        visitor.tab.wait_for_timeout(1000)
         visitor.tab.reload()
         visitor.ready()
     visitor.tab.locator("#rendered_cells .bearclf-upload").wait_for()
-    visitor.tab.wait_for_timeout(3000)
+    end = time.monotonic() + 15
+    while len(family(server)) > 3 and time.monotonic() < end: visitor.tab.wait_for_timeout(500)
     assert len(family(server)) <= 3  # the warm process, the visitor's kernel, and one that waits
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_who_reads_nothing_holds_up_nobody(serve):
+    server = serve(*app())
+    async def attack():
+        guest = await Guest(server.url).come()
+        guest.comm = await guest.upload()
+        deaf = []
+        for _ in range(6):
+            line = socket.socket()
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+            line.connect(("127.0.0.1", int(server.url.split(":")[-1].strip("/"))))
+            line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"*8)
+            deaf.append(line)
+        await asyncio.sleep(2)
+        page = await asyncio.wait_for(get(server.url), 15)
+        for line in deaf: line.close()
+        return page.code, await guest.ask(jpeg("teddy", 4), "t.jpg")
+    code, (_, words) = run(attack())
+    assert code in (200, 503) and words.startswith("t.jpg: ")
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_what_is_left_unread_does_not_pile_up(serve):
+    server = serve(*app())
+    before = psutil.Process(server.pid).memory_info().rss
+    async def attack():
+        guest = await Guest(server.url).come()
+        comm = await guest.upload()
+        await guest.socket.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="update", state=dict(_esm="x"*8_000_000)))))
+        deaf = await websocket_connect(HTTPRequest(f"{server.url.replace('http', 'ws')}api/kernels/{guest.kernel}/channels?session_id={uuid4()}"), max_message_size=2**26)
+        deaf.stream = getattr(deaf, "protocol").stream
+        deaf.protocol._receive_frame_loop = None
+        for _ in range(60):
+            with suppress(Exception): await deaf.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="request_state"))))
+        await asyncio.sleep(5)
+        other = await Guest(server.url).come()
+        other.comm = await other.upload()
+        return psutil.Process(server.pid).memory_info().rss, await other.ask(jpeg("teddy", 4), "t.jpg")
+    after, (_, words) = run(attack())
+    assert after < before + 200e6 and words.startswith("t.jpg: ")
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_a_label_of_ones_own_is_not_noted(serve, tmp_path):
+    from bearclf.log import PredictionsLog
+    server = serve(*app("--log", "l.db"), tmp_path)
+    async def attack():
+        guest = await Guest(server.url).come()
+        guest.comm = await guest.upload()
+        await guest.ask(jpeg("teddy", 4), "t.jpg")
+        await guest.socket.write_message(message("comm_info_request", dict(target_name="jupyter.widget")))
+        comms = (await guest.hear(lambda m: m["header"]["msg_type"] == "comm_info_reply"))["content"]["comms"]
+        for comm in comms:
+            if comm == guest.comm: continue
+            for data in (dict(method="update", state=dict(labels=["forged"])), dict(method="custom", content=dict(kind="told", human="forged", keep=True)), dict(method="custom", content=dict(kind="told", human="teddy", keep="yes")), dict(method="custom", content=["told"]), dict(state=5)):
+                await guest.socket.write_message(message("comm_msg", dict(comm_id=comm, data=data)))
+        leaked = await guest.hear(lambda m: m["header"]["msg_type"] in ("error", "stream"), 3)
+        guest.leave()
+        return leaked
+    leaked, log = run(attack()), PredictionsLog(tmp_path/"l.db")
+    row, = log.rows()
+    assert leaked is None and (row["human"], row["consent"]) == ("teddy", False) and log.photo(row["sha256"]) is None
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")

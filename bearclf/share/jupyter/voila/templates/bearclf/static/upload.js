@@ -86,7 +86,7 @@ export function mount(el) {
 
   function hear(message) {
     if (message.kind === 'cleared') {
-      if (!document.activeElement?.isConnected || document.activeElement === document.body) input.focus()
+      input.focus()  // the button that had the focus is gone
       return say('Cleared.', true)
     }
     answered += 1
