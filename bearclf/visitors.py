@@ -233,7 +233,7 @@ class Tidy:
         return {task.result()['kernel_id'] for pool in getattr(self.kernels, '_pools', {}).values() for task in pool if task.done() and not task.cancelled() and not task.exception()}
 
     def left(self, now: float) -> list: # ids of kernels to end
-        ids = set(self.kernels.list_kernel_ids()) - self.waiting()
+        ids = {id for id in set(self.kernels.list_kernel_ids()) - self.waiting() if self.kernels.get_kernel(id).trait_has_value('last_activity')}  # one that is just starting has done nothing yet
         self.came = {id: self.came.get(id, now) for id in ids}  # since when it is a visitor's
         self.seen = {id: now if self.kernels.kernel_model(id)['connections'] else self.seen.get(id, now) for id in ids}
         return [id for id, last in self.seen.items() if now - last > ALONE or self.idle(id, now) > IDLE]

@@ -54,8 +54,8 @@ def test_axe_sees_what_is_wrong(visit, page_url):
 
 def test_the_busy_page_is_accessible(chromium):
     tab = chromium.new_page()
-    tab.set_content(BUSY.replace('http-equiv="refresh"', 'name="later"'))  # it would reload while we look
-    assert violations(tab) == []
+    tab.set_content(BUSY)
+    assert {id for id, *_ in violations(tab)} == {"meta-refresh"}  # on purpose: there is nothing on it that a reload takes away
     tab.close()
 
 
@@ -94,7 +94,7 @@ def test_the_whole_way_by_keyboard(visit, asking_url, bears):
         if tab.evaluate("document.activeElement.matches('button.clear')"): break
     press("Enter")
     visitor.cards(0)
-    assert tab.evaluate("document.activeElement.type") == "file"
+    expect(tab.locator(".bearclf-upload input")).to_be_focused()
 
 
 def test_focus_stays_where_it_is_when_the_widgets_arrive(visit, page_url):
