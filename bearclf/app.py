@@ -297,11 +297,12 @@ def _cards(
 
 class _Log:
     "A `PredictionsLog` that is opened when it is first needed: a page may be made long before, and in a bad moment."
-    def __init__(self, where): self.where = where
+    def __init__(self, where):
+        from bearclf.log import PredictionsLog  # now: the warm process of 09a_visitors does it for all visitors
+        self.open = lambda: PredictionsLog(where)
 
     def __getattr__(self, name):
-        from bearclf.log import PredictionsLog
-        if 'log' not in self.__dict__: self.log = PredictionsLog(self.where)
+        if 'log' not in self.__dict__: self.log = self.open()
         return getattr(self.log, name)
 
 def page(
@@ -311,17 +312,18 @@ def page(
     "The whole page: upload photos, read the answers."
     try: clf = shared(bundle)
     except BearclfError as e: return _apology(e)
-    if log := log or os.environ.get('BEARCLF_LOG'): log = _Log(log)
+    where = log or os.environ.get('BEARCLF_LOG')
+    log = _Log(where) if where else None
     upload, clear = Upload(), Button(description='Clear')
     clear.add_class('clear')
     cards = _cards(clear)
 
     def show(*photo):
-        card, words = look(clf, *photo, log=log or None)
+        card, words = look(clf, *photo, log=log)
         cards.children = (*cards.children, card)
         return words
 
     upload.on_photo(show)
     clear.on_click(lambda _: upload.send(dict(kind='cleared')))
-    told = front(clf.spec, logged=bool(log))
+    told = front(clf.spec, logged=log is not None)
     return _page(HTML(told['head']), upload, clear, cards, HTML(told['about']))

@@ -14,6 +14,7 @@ from typing import Optional, Union
 from uuid import uuid4
 
 from sqlalchemy import JSON, Boolean, Column, DateTime, Float, LargeBinary, MetaData, String, Table, create_engine, delete, event, exists, insert, select, update
+from sqlalchemy.dialects import sqlite  # loaded with the rest, where one process does it for many
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -157,9 +158,9 @@ class PredictionsLog:
             if not sha: raise BearclfError(f"The predictions log {self.name} holds this answer no longer.")
             db.execute(update(PREDICTIONS).where(row).values(human=human, reviewer=reviewer, consent=photo is not None))
             others = db.scalar(select(exists().where(PREDICTIONS.c.sha256 == sha, PREDICTIONS.c.consent)))
-            if photo is None and not others: db.execute(delete(PHOTOS).where(PHOTOS.c.sha256 == sha))
-            elif photo and not db.scalar(select(exists().where(PHOTOS.c.sha256 == sha))): db.execute(insert(PHOTOS), dict(sha256=sha, data=photo))
-        if photo is None: self.settle()
+            gone = db.execute(delete(PHOTOS).where(PHOTOS.c.sha256 == sha)).rowcount if photo is None and not others else 0
+            if photo and not db.scalar(select(exists().where(PHOTOS.c.sha256 == sha))): db.execute(insert(PHOTOS), dict(sha256=sha, data=photo))
+        if gone: self.settle()
 
     def forget(self,
         number: str,  # the photo's `sha256`, or at least the first 8 digits of it

@@ -49,7 +49,8 @@ def features(
     cache = PhotoCache(SEEN)
     refuse_unreadable(fill(cache, fns), Path(fns[0]).parent.parent)
     seen = {fn: _kept(fn) for fn in fns}
-    missing, body = [fn for fn in fns if seen[fn] is None], efficientnet_lite0()[:-1].eval()
+    missing = [fn for fn in fns if seen[fn] is None]
+    body = efficientnet_lite0()[:-1].eval() if missing else None
     for batch in progress([missing[i:i + bs] for i in range(0, len(missing), bs)], math.ceil(len(missing)/bs)):
         seen |= zip(batch, _see(body, [cache.open(fn) for fn in batch]))
         with suppress(OSError):  # a full disk only costs the next one time
