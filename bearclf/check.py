@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .core import FORMATS, BearclfError, PhotoError, data_url, open_photo, photo_bytes, photo_files, sha256, write_atomic
-from .folder import attribution, read_manifest, set_aside, side_of
+from .folder import read_manifest, side_of
+from .moves import set_aside
 from .verify import MIN_SIDE, Twins, phash
 
 # %% ../nbs/01a_check.ipynb #01a-check-010
@@ -176,7 +177,4 @@ def fix_photos(
     folder: Union[str, os.PathLike],  # the photos folder
 ) -> list: # where the files lie now
     "Set aside what is broken, tiny, or there twice under one label."
-    chosen = [(Path(folder)/file, why) for file, why in fixable(found).items()]
-    moved = set_aside(sorted(chosen, key=lambda o: not o[0].is_symlink()), folder)  # links before what they lead to
-    if (Path(folder)/'ATTRIBUTION.md').is_file(): attribution(folder)
-    return moved
+    return set_aside([(Path(folder)/file, why) for file, why in fixable(found).items()], folder)

@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from fastai.vision.widgets import ImageClassifierCleaner
 
 from .core import BearclfError
-from .folder import relabel, set_aside
+from .moves import relabel, set_aside
 
 # %% ../nbs/06_clean.ipynb #06-clean-018
 def apply_choices(

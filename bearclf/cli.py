@@ -128,22 +128,37 @@ def check(
     photos: Path = typer.Argument(..., help='A photos folder.'),
     fix: bool = typer.Option(False, '--fix', help='Move broken and tiny files and copies within a label to the hidden folder .quarantine, with a note in cleaning.jsonl.'),
     page: Optional[Path] = typer.Option(None, '--html', help='Write the findings with their pictures to this HTML file.'),
+    undo: bool = typer.Option(False, '--undo', help='Take the last step of cleaning back: by --fix, or in the cleaner.'),
+    undo_all: bool = typer.Option(False, '--undo-all', help='Take all of them back.'),
 ):
     """Look over a photos folder: broken, double, tiny, dark, blurred. Exit status 1 if any is broken.
 
     Example: bearclf check photos --html check.html
     """
     from bearclf.check import check_photos, fix_photos, fixable, report_page, summary
+    from bearclf.moves import settle
     if photos.is_file(): raise BearclfError(f'{photos} is a file: name a photos folder.')
+    if undo or undo_all: return _take_back(photos, undo_all, fix or page)
     if page and not page.is_dir() and page.suffix.lower() not in ('.html', '.htm'): raise BearclfError(f'{page} is no name for a page: let it end in .html.')
     if page and page.is_dir(): raise BearclfError(f'{page} is a folder: name a file for the page, such as {page/"check.html"}.')
+    settle(photos)
     with _bars() as show: found = check_photos(photos, lambda done, n: show('checking', done, n))
     for f in found: print(printable(f'{f.kind}: {f.file}: {f.why}'))
     print(('\n' if found else '') + summary(found))
     if page: print(f'Written to {report_page(found, photos, page)}.')
-    if fix: print(f"{len(fix_photos(found, photos))} moved to {photos/'.quarantine'}; to take one back, move it to where cleaning.jsonl says it was.")
+    if fix: print(f"{len(fix_photos(found, photos))} moved to {photos/'.quarantine'}; to take them back: bearclf check {photos} --undo")
     elif n := len(fixable(found)): print(f"{n} of them would be set aside by --fix." + ('' if page else ' To see them first: --html check.html'))
     if not fix and any(f.kind == 'broken' for f in found): raise typer.Exit(1)
+
+def _take_back(photos: Path, everything: bool, more):
+    "What `check --undo` does and prints."
+    from bearclf.moves import open_steps, read_journal, undo
+    if more: raise BearclfError('--undo only takes back what was done: leave --fix and --html for another call.')
+    done = undo(photos, everything)
+    for line in done.lines: print(printable(f"{line['file']} is {line['to']} again"))
+    for file, why in done.left.items(): print(printable(f'{file}: {why}'))
+    left = len(open_steps(read_journal(photos)))
+    print(f"\n{len(done.lines)} moved back" + (f", {len(done.left)} not found" if done.left else '') + (f"; {left} earlier {'step' if left == 1 else 'steps'} can be undone, too" if left else '') + '.')
 
 # %% ../nbs/13_cli.ipynb #13-cli-021
 @app.command()

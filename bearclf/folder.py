@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MOST_LABELS', 'SIDES', 'MANIFEST', 'FAMILIES', 'check_label', 'check_counts', 'check_division', 'sides', 'side_of',
            'labelled_photos', 'read_jsonl', 'append_jsonl', 'sound', 'read_manifest', 'keep_photo', 'recover',
-           'check_links', 'locked', 'set_aside', 'relabel', 'license_family', 'check_families', 'attribution']
+           'check_links', 'locked', 'license_family', 'check_families', 'attribution']
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-002
 import json, os, re, unicodedata
 from collections import Counter
 from contextlib import contextmanager
-from itertools import chain, count, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Optional, Union
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-008
-_OURS = ('photos.jsonl', 'cleaning.jsonl', 'faults.jsonl', 'ATTRIBUTION.md', '.gather.jsonl', '.lock', '.quarantine', '.originals', '.search')  # beside the label folders
+_OURS = ('photos.jsonl', 'cleaning.jsonl', 'faults.jsonl', 'ATTRIBUTION.md', '.gather.jsonl', '.cleaning.todo', '.lock', '.quarantine', '.originals', '.search')  # beside the label folders
 _NO_LABEL = re.compile(r'^$|^[\s.]|[\s.]$|[<>:"/\\|?*\x00-\x1f]|^(con|prn|aux|nul|com\d|lpt\d)([.].*)?$', re.IGNORECASE)
 
 def check_label(
@@ -143,14 +143,14 @@ def _mend(f): # a file open for reading and appending, unbuffered
 
 def append_jsonl(
     path: Union[str, os.PathLike],
-    row: dict,
+    *rows,  # dicts
 ):
-    "Add one line to `path`, wholly or not at all."
-    line = json.dumps(row, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
+    "Add a line a row to `path`, all of them or none."
+    lines = b''.join(json.dumps(row, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n' for row in rows)
     with open(path, 'a+b', buffering=0) as f:
         _mend(f)
         end = f.seek(0, 2)
-        try: whole = f.write(line) == len(line)
+        try: whole = f.write(lines) == len(lines)
         except OSError: f.truncate(end); raise
         if not whole: f.truncate(end); raise OSError(28, 'No space left on device', str(path))
 
@@ -213,78 +213,20 @@ def check_links(
 
 @contextmanager
 def locked(
-    folder: Path,  # made if missing
+    folder: Path,    # made if missing
+    wait: float = 0, # seconds that another may take to end
 ):
-    "Hold a photos folder for writing; raises `BearclfError` while another process does."
+    "Hold a photos folder for writing; raises `BearclfError` while another process does, and where nothing can be written."
     from filelock import FileLock, Timeout
-    Path(folder).mkdir(parents=True, exist_ok=True)
     check_links(folder)
-    lock = FileLock(Path(folder)/'.lock', timeout=0)
-    try: lock.acquire()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(folder)/'.lock', timeout=wait)
+        lock.acquire()
     except Timeout as e: raise BearclfError(f"Another bearclf is at work in {folder}: wait until it has ended.") from e
+    except OSError as e: raise BearclfError(f"{folder} cannot be written to ({e.strerror}): see that it is a folder in which you may write.") from e
     try: yield
     finally: lock.release()
-
-# %% ../nbs/00a_folder.ipynb #00a-folder-030
-def _journal(folder: Path, file: str, to: str, sha: Optional[str], reason: str):
-    "Note in `cleaning.jsonl` that `file` now lies at `to`; both relative to `folder`."
-    action, label = 'delete' if to.startswith('.quarantine/') else 'relabel', Path(file).parent.name
-    append_jsonl(folder/'cleaning.jsonl', dict(time=now(), action=action, file=file, to=to, label=label, sha256=sha, reason=reason))
-
-def _free(path: Path) -> Path:
-    "`path`, or the first of path-1, path-2, … that is not taken."
-    names = chain([path], (path.with_name(f'{path.stem}-{i}{path.suffix}') for i in count(1)))
-    return next(p for p in names if not os.path.lexists(p))
-
-def _move(folder: Path, file: Path, to: Path, reason: str) -> Path: # where it lies now
-    "Move `file` (relative to `folder`) to `to`, or a free name like it, and note it."
-    to = _free(folder/to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try: sha = sha256(folder/file)
-    except OSError: sha = None  # it may be moved for just that
-    os.replace(folder/file, to)
-    _journal(folder, file.as_posix(), to.relative_to(folder).as_posix(), sha, reason)
-    return to
-
-def _inside(file: Path, folder: Path) -> Path:
-    "`file` relative to `folder`."
-    full, root = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
-    if root in full.parents and full.is_file(): return full.relative_to(root)
-    raise BearclfError(f"{full.name} is not a photo inside {folder}: check the name.")
-
-# %% ../nbs/00a_folder.ipynb #00a-folder-031
-def set_aside(
-    files: list,                      # paths, or (path, reason) pairs
-    folder: Union[str, os.PathLike],  # the photos folder they are in
-    reason: Optional[str] = None,     # for paths that come without their own
-) -> list: # where they lie now
-    "Move photos to the folder's `.quarantine/` and note it in `cleaning.jsonl`; nothing is ever deleted."
-    folder, pairs = Path(folder), [f if isinstance(f, tuple) else (f, reason) for f in files]
-    check_links(folder)
-    inside = {_inside(f, folder): why for f, why in pairs}
-    return [_move(folder, file, Path('.quarantine')/file, why) for file, why in inside.items()]
-
-# %% ../nbs/00a_folder.ipynb #00a-folder-034
-def _follow(folder: Path, file: str, to: Path):
-    "Let the line of `file` in `photos.jsonl` name the place and label it has now."
-    rows, here = read_jsonl(folder/'photos.jsonl'), dict(file=to.relative_to(folder).as_posix(), label=to.parent.name)
-    if not any(row.get('file') == file for row in rows): return
-    lines = [json.dumps(row | here if row.get('file') == file else row, ensure_ascii=False) for row in rows]
-    write_atomic(folder/'photos.jsonl', '\n'.join(lines) + '\n')
-
-def relabel(
-    file: Union[str, os.PathLike],    # a photo
-    label: str,                       # the label it should have
-    folder: Union[str, os.PathLike],  # the photos folder it is in
-    reason: Optional[str] = None,
-) -> Path: # where it lies now
-    "Move a photo to another label's folder and note it in `cleaning.jsonl` and `photos.jsonl`."
-    folder = Path(folder)
-    check_links(folder)
-    inside = _inside(file, folder)
-    to = _move(folder, inside, Path(side_of(inside))/check_label(label)/inside.name, reason)
-    _follow(folder, inside.as_posix(), to)
-    return to
 
 # %% ../nbs/00a_folder.ipynb #00a-folder-038
 FAMILIES = ('cc0', 'pdm', 'by', 'by-sa', 'by-nc', 'by-nd', 'by-nc-sa', 'by-nc-nd')

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from .core import BearclfError, PhotoError, now, photo_files, printable, sha256, shut, write_atomic
 from .fetch import AT_ONCE, FetchError, Fetcher, PrivateError
 from .folder import append_jsonl, attribution, check_families, check_label, keep_photo, locked, read_jsonl, read_manifest, recover, sound
+from .moves import finish_step
 from .search import LOCAL, OTHERWISE, NoPhotos, Photo, find_provider, plain, search
 from .verify import MIN_SIDE, NEAR, Twins, Verified, distance, glance, is_phash, phash, verify
 
@@ -284,6 +285,7 @@ def _at_work(folder: Path, way_of: Callable, private: bool, workers: int, progre
     try:
         with locked(folder), Fetcher(private, most=2*workers) as fetch, _Pools(workers) as pools:
             recover(folder)
+            finish_step(folder)
             try: yield way_of(fetch), pools, _read_album(folder), progress or bars
             finally:
                 if bars.area: bars.draw()

@@ -21,7 +21,8 @@ import web as pages
 from bearclf import fetch
 from bearclf.check import check_photos
 from bearclf.core import open_photo, photo_files
-from bearclf.folder import read_manifest, set_aside
+from bearclf.folder import read_manifest
+from bearclf.moves import set_aside
 from bearclf.gather import download_photos, gather
 from bearclf.search import Photo
 from bearclf.verify import likeness
