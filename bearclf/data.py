@@ -81,9 +81,16 @@ class GroupSplitter:
         look: Callable = None,    # opens a photo; None: `verify.glance`
         label: Callable = parent_label,
         valid: Callable = None,   # path → whether it validates, for a split that came with the photos
+        apart: bool = False,      # leave out what would be a training photo but belongs to a validation photo, as long as that takes less than half of a label
     ): store_attr()
 
-    def __getstate__(self): return self.__dict__ | dict(look=None)
+    def __getstate__(self): return self.__dict__ | dict(look=None, valid=None)
+
+    def _beside(self, train, held: set, labels: list) -> list:
+        "The training photos that belong to validation photos, of labels that can spare them."
+        near = [i for i in train if self.groups[i] in held]
+        lost, all_ = Counter(labels[i] for i in near), Counter(labels[i] for i in train)
+        return [i for i in near if 2*lost[labels[i]] < all_[labels[i]]]
 
     def __call__(self, 
         fns,  # paths `…/<label>/<file>`
@@ -97,6 +104,8 @@ class GroupSplitter:
         self.torn = dict(sorted((self.torn | one_hand(fns, label=self.label)).items()))
         inside = set(valid)
         train = L(i for i in range_of(fns) if i not in inside)
+        self.left_out = self._beside(train, {self.groups[i] for i in valid}, labels) if self.apart else []
+        train = L(i for i in train if i not in self.left_out)
         taught = {self.groups[i] for i in train}
         self.leaks = [fns[i] for i in valid if self.groups[i] in taught]
         return train, L(valid)

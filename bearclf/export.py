@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'BUNDLE_FILES', 'TOLERANCE', 'BundleNet', 'unit', 'image_words', 'fit_temperature', 'fit_elsewhere',
-           'sure_threshold', 'learner_photos', 'run_photos', 'calibrate', 'fit_thresholds', 'learner_probs', 'parity',
+           'sure_threshold', 'learner_photos', 'calibrate', 'fit_thresholds', 'learner_probs', 'parity',
            'measure_bundle', 'measure_strangers', 'card', 'export_bundle', 'export_run']
 
 # %% ../nbs/07_export.ipynb #07-export-003
-import contextlib, io, logging, pickle, tempfile, warnings
+import contextlib, io, logging, tempfile, warnings
 from copy import deepcopy
 
 import onnx
@@ -16,11 +16,11 @@ from fastai.vision.all import *
 
 from .classify import SCHEMA, Classifier, photo_pixels, resize, verdict
 from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
-from .data import OpenPhoto, fingerprint, photo_set
+from .data import OpenPhoto, fingerprint
 from .folder import labelled_photos
 from .interpret import calibration_error, heatmap
 from .verify import check_readable
-from .train import new_folder, normalization, put_folder, versions, wilson
+from .train import new_folder, normalization, put_folder, read_run, run_learner, run_photos, versions, wilson
 
 # %% ../nbs/07_export.ipynb #07-export-018
 class BundleNet(nn.Module):
@@ -189,34 +189,6 @@ def learner_photos(
     if not len(learn.dls.train_ds) or not len(learn.dls.valid_ds):
         raise BearclfError("This learner was loaded without its photos: export it from its run folder with `bearclf export`.")
     return dict(train=_pairs(learn.dls.train_ds), valid=_pairs(learn.dls.valid_ds))
-
-# %% ../nbs/07_export.ipynb #07-export-038
-def _read_run(
-    run: Path,  # run folder
-) -> dict: # run.json
-    "The record of a run; raises `BearclfError` if `run` is none."
-    if not (run/'run.json').is_file() or not (run/'export.pkl').is_file():
-        raise BearclfError(f"{run} is not a run folder (it needs run.json and export.pkl): make one with `bearclf train`.")
-    try: record = json.loads((run/'run.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise BearclfError(f"{run/'run.json'} cannot be read ({e}): train again.") from None
-    whole = isinstance(record, dict) and {'photos', 'data', 'split'} <= set(record) and isinstance(record['split'], dict) and record['split'].get('valid')
-    if not whole: raise BearclfError(f"{run/'run.json'} is not what `bearclf train` wrote: train again.")
-    return record
-
-def run_photos(
-    run: Path,            # run folder
-    photos: Path = None,  # where its photos folder lies now; None: where it was
-) -> dict: # as `learner_photos`
-    "The photos of a run; raises `BearclfError` if they are gone or changed."
-    record = _read_run(run)
-    source = Path(photos or record['photos'])
-    if not source.exists(): raise BearclfError(f"The photos of {run} are no longer in {source}: say where they are with --photos.")
-    folder, table, fns = photo_set(source)
-    if fingerprint(fns, table) != record['data']['fingerprint']:
-        raise BearclfError(f"The photos in {source} changed since {run} was trained: train again, then export.")
-    valid = set(record['split']['valid'])
-    pairs = [(fn, (table or parent_label)(fn), Path(os.path.relpath(fn, folder)).as_posix() in valid) for fn in fns]
-    return {part: [(fn, label) for fn, label, v in pairs if v == (part == 'valid')] for part in ('train', 'valid')}
 
 # %% ../nbs/07_export.ipynb #07-export-040
 @torch.no_grad()
@@ -434,11 +406,6 @@ def export_run(
 ) -> Path: # the bundle folder
     "Write a run's bundle."
     run = Path(run)
-    record, pairs = _read_run(run), run_photos(run, photos)
+    record, pairs = read_run(run), run_photos(run, photos)
     new_folder(out, kwargs.get('force', False), BUNDLE_FILES).rmdir()  # a taken name is told before the work starts
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # fastai warns that pickles are unsafe; this one is the user's own
-        try: learn = load_learner(run/'export.pkl')
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as e:
-            raise BearclfError(f"{run/'export.pkl'} is damaged ({str(e).splitlines()[0]}): train again.") from e
-    return export_bundle(learn, out, pairs, record, **kwargs)
+    return export_bundle(run_learner(run), out, pairs, record, **kwargs)

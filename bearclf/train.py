@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'ARCHS', 'SCRIPTS', 'RUN_FILES', 'efficientnet_lite0', 'FixedStatistics', 'FixedEarly', 'KeepMemory',
            'fast_callbacks', 'photo_learner', 'normalization', 'history', 'wilson', 'measure', 'versions', 'Epochs',
-           'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train']
+           'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source', 'run_photos',
+           'run_learner']
 
 # %% ../nbs/04_train.ipynb #04-train-003
 import difflib, importlib.metadata, importlib.util, pickle, platform, shutil, warnings, zipfile
@@ -241,18 +242,19 @@ def _record(
     args: dict,     # what was asked for
     prints: str,    # fingerprint of the photos
     split: GroupSplitter,  # what was left of it
+    fns: list,      # all photos that there were
 ) -> dict: # `run.json`
     "All it takes to trace a run's numbers."
     name = lambda fn: Path(os.path.relpath(fn, folder)).as_posix()
     train, valid = learn.dls.train_ds.items, learn.dls.valid_ds.items
-    learned, fns = {*map(photo_hash, train)}, [*train, *valid]
-    copies, of = {fn for fn in valid if photo_hash(fn) in learned}, Counter(map(split.label, fns))
+    learned, asked = {*map(photo_hash, train)}, [*train, *valid]
+    copies, of = {fn for fn in valid if photo_hash(fn) in learned}, Counter(map(split.label, asked))
     return dict(
         arguments=args, photos=str(Path(args['photos']).absolute()), seed=args['seed'], labels=[str(v) for v in learn.dls.vocab], versions=versions(),
         created=now(), device=str(learn.dls.device), threads=torch.get_num_threads(), batch_size=learn.dls.train.bs,
         data=dict(fingerprint=prints, counts=dict(sorted(of.items()))),
-        split=dict(train=len(train), valid=sorted(map(name, valid)), kind='given' if split.given else 'grouped', groups=len(set(split.groups.tolist())),
-                   copies=sorted(map(name, copies)), alike=sorted(name(fn) for fn in split.leaks if fn not in copies) if split.given else [], parted=split.torn),
+        split=dict(train=len(train), valid=sorted(map(name, valid)), kind='kept' if split.apart else 'given' if split.given else 'grouped', groups=len(set(split.groups.tolist())),
+                   copies=sorted(map(name, copies)), alike=sorted(name(fn) for fn in split.leaks if fn not in copies) if split.given else [], parted=split.torn, left_out=sorted(name(fns[i]) for i in split.left_out)),
         metrics=measure(learn))
 
 # %% ../nbs/04_train.ipynb #04-train-037
@@ -467,6 +469,7 @@ def train(
     size: int = 224,           # pixels
     force: bool = False,       # replace an existing run folder
     resume: bool = False,      # go on with the run that was interrupted
+    valid: Callable = None,    # path → whether it validates, for a split that is known before; what belongs to such photos is left out. None: a fifth, or as the photos come
 ) -> Learner: # trained; `out` holds its record
     "Fine-tune on a photos folder and write a run folder; raises `BearclfError` for a user's mistake, and then writes nothing. Ctrl-C after the first epoch keeps the best epoch so far."
     lr = lr or (1e-2 if arch == OFFLINE_ARCH else 2e-3)
@@ -485,6 +488,7 @@ def train(
             resumed = _plan(unfinished, asked, resume, force)
             set_seed(seed, reproducible=True)
             plan = photo_block(size, seed=seed, table=table)
+            if valid: plan.splitter.valid, plan.splitter.apart = valid, True
             processes = max(1, num_distrib())
             dls = plan.dataloaders(photos, bs=max(2, min(bs, len(fns)//4)//processes))
             dls.train.bs = max(1, min(dls.train.bs, len(dls.train_ds)//processes))  # a split that came with the photos may leave few to learn from
@@ -495,7 +499,7 @@ def train(
             if rank_distrib(): return learn
             record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows), kept=epochs_seen.best) if stopped else {})
             part = new_folder(out, force or resume)
-            with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter) | record, epochs_seen.rows, part)
+            with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter, fns) | record, epochs_seen.rows, part)
             put_folder(part, out)
             if not stopped: (unfinished/'last.pth').unlink()
         except PhotoError as e: raise BearclfError(f"A photo became unreadable while it was needed: {str(e).strip().splitlines()[-1]} Mend it, then go on with --resume.") from None
@@ -545,3 +549,49 @@ def _broadcast(self, t, rank): # fastai's own sends the order of the photos by w
     t = LongTensor(t)
     torch.distributed.broadcast(t, rank)
     return t.tolist()
+
+# %% ../nbs/04_train.ipynb #a756cfe4
+def read_run(
+    run: Path,  # run folder
+) -> dict: # run.json
+    "The record of a run; raises `BearclfError` if `run` is none."
+    if not (run/'run.json').is_file() or not (run/'export.pkl').is_file():
+        raise BearclfError(f"{run} is not a run folder (it needs run.json and export.pkl): make one with `bearclf train`.")
+    try: record = json.loads((run/'run.json').read_text(encoding='utf-8'))
+    except ValueError as e: raise BearclfError(f"{run/'run.json'} cannot be read ({e}): train again.") from None
+    whole = isinstance(record, dict) and {'photos', 'data', 'split'} <= set(record) and isinstance(record['split'], dict) and record['split'].get('valid')
+    if not whole: raise BearclfError(f"{run/'run.json'} is not what `bearclf train` wrote: train again.")
+    return record
+
+def run_source(
+    run: Path,            # run folder
+    photos: Path = None,  # where its photos folder lies now; None: where it was
+) -> Path:
+    "Where a run's photos are; raises `BearclfError` if they are gone."
+    source = Path(photos or read_run(run)['photos'])
+    if not source.exists(): raise BearclfError(f"The photos of {run} are no longer in {source}: say where they are with --photos.")
+    return source
+
+def run_photos(
+    run: Path,            # run folder
+    photos: Path = None,  # where its photos folder lies now; None: where it was
+) -> dict: # {'train': [(path, label), …], 'valid': …}
+    "The photos of a run; raises `BearclfError` if they are gone or changed."
+    record, source = read_run(run), run_source(run, photos)
+    folder, table, fns = photo_set(source)
+    if fingerprint(fns, table) != record['data']['fingerprint']:
+        raise BearclfError(f"The photos in {source} changed since {run} was trained: train again.")
+    valid, left_out = set(record['split']['valid']), set(record['split'].get('left_out', []))
+    named = [(fn, (table or parent_label)(fn), Path(os.path.relpath(fn, folder)).as_posix()) for fn in fns]
+    return {part: [(fn, label) for fn, label, name in named if (name in valid) == (part == 'valid') and name not in left_out] for part in ('train', 'valid')}
+
+def run_learner(
+    run: Path,  # run folder, of your own: `export.pkl` can hold code
+) -> Learner: # without photos
+    "The learner of a run; raises `BearclfError` if it is damaged."
+    read_run(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # fastai warns that pickles are unsafe; this one is the user's own
+        try: return load_learner(run/'export.pkl')
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as e:
+            raise BearclfError(f"{run/'export.pkl'} is damaged ({str(e).splitlines()[0]}): train again.") from e
