@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'ARCHS', 'SCRIPTS', 'RUN_FILES', 'efficientnet_lite0', 'FixedStatistics', 'FixedEarly', 'KeepMemory',
            'fast_callbacks', 'photo_learner', 'normalization', 'history', 'wilson', 'measure', 'versions', 'Epochs',
-           'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source', 'run_photos',
-           'run_learner']
+           'any_script', 'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source',
+           'run_photos', 'run_learner']
 
 # %% ../nbs/04_train.ipynb #04-train-003
 import difflib, importlib.metadata, importlib.util, pickle, platform, shutil, warnings, zipfile
@@ -340,14 +340,14 @@ def _save_pictures(
 ):
     "The pictures one looks at first; `05_interpret` explains them."
     interp = ClassificationInterpretation.from_learner(learn)
-    with _any_script():
+    with any_script():
         interp.plot_confusion_matrix(figsize=(5, 5)); plt.savefig(out/'confusion.png', dpi=90, bbox_inches='tight'); plt.close()
         interp.plot_top_losses(min(9, len(learn.dls.valid_ds)), figsize=(10, 10)); plt.savefig(out/'top_losses.png', dpi=70, bbox_inches='tight'); plt.close()
 
 SCRIPTS = ('Noto Sans CJK SC', 'Noto Sans CJK JP', 'PingFang SC', 'Hiragino Sans', 'Microsoft YaHei', 'Malgun Gothic', 'WenQuanYi Zen Hei', 'Arial Unicode MS', 'Noto Sans Arabic', 'Noto Sans Hebrew', 'Noto Sans Devanagari', 'Noto Sans Thai')  # fonts for what DejaVu Sans lacks
 
 @contextmanager
-def _any_script():
+def any_script():
     "Let labels be written in any script that this computer has a font for, and hold any sign."
     from matplotlib.font_manager import fontManager
     there = {f.name for f in fontManager.ttflist}
@@ -361,7 +361,7 @@ RUN_FILES = ('confusion.png', 'export.pkl', 'history.csv', 'history.png', 'run.j
 def check_folder(
     out: Path,           # what shall be written
     force: bool = False, # replace one that is there
-    ours: tuple = RUN_FILES,  # what such a folder holds; any other file in it is somebody's
+    ours: tuple = (*RUN_FILES, 'report.html'),  # what such a folder holds; any other file in it is somebody's
 ):
     "Raise `BearclfError` rather than touch what is there."
     out = Path(os.path.realpath(out))
@@ -372,7 +372,7 @@ def check_folder(
         if others: raise BearclfError(f"{out} holds other files ({min(others)}): give the name of a new folder.")
         if not force: raise BearclfError(f"{out} is already there: choose another name, such as {_unused(out)}, or replace it with --force.")
 
-def new_folder(out: Path, force: bool = False, ours: tuple = RUN_FILES) -> Path: # an empty folder beside `out`, to be filled and then `put_folder`
+def new_folder(out: Path, force: bool = False, ours: tuple = (*RUN_FILES, 'report.html')) -> Path: # an empty folder beside `out`, to be filled and then `put_folder`
     "`check_folder`, then a place to write in."
     check_folder(out, force, ours)
     out = Path(os.path.realpath(out))

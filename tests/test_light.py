@@ -7,7 +7,7 @@ import pytest
 HEAVY = {"torch", "torchvision", "fastai", "scipy", "sklearn", "pandas", "matplotlib", "onnx", "timm"}
 
 
-@pytest.mark.parametrize("module", ["core", "folder", "fetch", "search", "verify", "gather", "check", "practice", "classify", "log", "app", "visitors", "cli"])
+@pytest.mark.parametrize("module", ["core", "folder", "moves", "fetch", "search", "verify", "gather", "check", "practice", "classify", "log", "app", "visitors", "cli"])
 def test_light_modules_import_nothing_heavy(module):
     code = f"import bearclf.{module}, sys; print(*{HEAVY!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
