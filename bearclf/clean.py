@@ -78,8 +78,8 @@ class PhotoCleaner(AnyWidget):
         self.folder = _photos_of(learn) if learn else Path(source)
         table = suspects(self.folder, learn) if table is None else table
         ids = {file: i for i, file in enumerate(table.file)}
-        self.rows = {i: row | dict(id=i, twin=ids.get(row['twin'])) for i, row in enumerate(table.to_dict('records'))}  # most suspect first
-        self.labels, self.per_page = sorted({*table.label, *map(check_label, labels)}), per_page
+        self.rows = {i: row | dict(id=i, twin=ids.get(row['twin']), split=row.get('split') or side_of(Path(row['file']))) for i, row in enumerate(table.to_dict('records'))}  # most suspect first
+        self.labels, self.per_page = sorted({*table.label, *table.suggested, *map(check_label, labels)} - {''}), per_page
         self.marks, self.hashes, self.was = {}, {}, {}  # file → mark; file → SHA-256 when it was shown; where it lies now → its row before
         self.view, self.pool = dict(label='', split='', reason='', marked='', page=0), ThreadPoolExecutor(os.cpu_count())
         self.on_msg(self._received)
@@ -101,7 +101,7 @@ class PhotoCleaner(AnyWidget):
 # %% ../nbs/06_clean.ipynb #270c3140
 def _is_like(row: dict, view: dict, marks: dict) -> bool:
     "Whether a photo is among those that a view shows."
-    return (view['label'] in ('', row['label']) and view['split'] in ('', row.get('split')) and view['marked'] in ('', 'yes' if row['file'] in marks else 'no')
+    return (view['label'] in ('', row['label']) and view['split'] in ('', row['split']) and view['marked'] in ('', 'yes' if row['file'] in marks else 'no')
         and (not view['reason'] or view['reason'] in row['reasons'].split() or view['reason'] == 'any' and bool(row['reasons'])))
 
 def _counted(every: str, values, names: dict = {}) -> list: # [value, text] pairs for a menu
@@ -112,7 +112,7 @@ def _counted(every: str, values, names: dict = {}) -> list: # [value, text] pair
 def _choices(self: PhotoCleaner) -> dict: # what each menu offers
     rows = self.rows.values()
     reasons = [r for row in rows for r in (*row['reasons'].split(), *(['any'] if row['reasons'] else []))]
-    return dict(label=_counted('all labels', (row['label'] for row in rows)), split=_counted('both splits', (row.get('split') for row in rows)),
+    return dict(label=_counted('all labels', (row['label'] for row in rows)), split=_counted('both splits', (row['split'] for row in rows)),
                 reason=_counted('all photos', reasons, dict(any='any reason') | REASONS), marked=[['', 'marked or not'], ['yes', f'marked ({len(self.marks)})'], ['no', 'not marked']])
 
 @patch
@@ -135,23 +135,25 @@ def show(self: PhotoCleaner,
     self.hashes |= {file: sha for file, (_, sha) in pictures.items()}
     told = [dict(id=row['id'], file=printable(row['file']), label=row['label'], why=printable(row['why']), suggested=row['suggested'], mark=self.marks.get(row['file'], KEEP),
                  image=files.index(row['file']), twin=printable(twin(row) or ''), twin_image=files.index(twin(row)) if twin(row) else None) for row in rows]
-    self.send(dict(kind='page', rows=told, choices=self._choices(), view=self.view, options=[KEEP, DELETE, *self.labels], marks=len(self.marks), undo=_last_step(self.folder), said=said) | where, [p for p, _ in pictures.values()])
+    self.send(dict(kind='page', rows=told, choices=self._choices(), view=self.view, options=[KEEP, DELETE, *self.labels], marks=len(self.marks)) | _last_step(self.folder, said) | where, [p for p, _ in pictures.values()])
     for row in later: self.pool.submit(_shown, self.folder/row['file'])
 
-def _last_step(folder: Path) -> int: # how many photos the next `undo` would bring back
-    steps = open_steps(read_journal(folder))
-    return steps[[*steps][-1]] if steps else 0
+def _last_step(folder: Path, said: str) -> dict: # undo: how many photos the next `undo` would bring back; said: also what is wrong with the journal
+    try: steps = open_steps(read_journal(folder))
+    except BearclfError as e: return dict(undo=0, said=said or str(e))
+    return dict(undo=steps[[*steps][-1]] if steps else 0, said=said)
 
 @patch
 def _received(self: PhotoCleaner, _, message: dict, buffers: list):
     "What the notebook's page asks for."
-    kind, row = message.get('kind'), self.rows.get(message.get('id'))
+    kind, view = message.get('kind'), message.get('view')
+    row = self.rows.get(id) if type(id := message.get('id')) is int else None
     try:
-        if kind == 'mark' and row: self.mark(row['file'], message.get('mark')); self.send(dict(kind='marks', marks=len(self.marks)))
-        elif kind == 'show': self.view |= {k: v for k, v in (message.get('view') or {}).items() if k in self.view and type(v) is type(self.view[k])}; self.show()
+        if kind == 'mark' and row: self.mark(row['file'], str(message.get('mark'))); self.send(dict(kind='marks', marks=len(self.marks)))
+        elif kind == 'show': self.view |= {k: v for k, v in view.items() if k in self.view and type(v) is type(self.view[k])} if isinstance(view, dict) else {}; self.show()
         elif kind == 'apply': self.apply()
         elif kind == 'undo': self.undo()
-    except BearclfError as e: self.show(str(e))
+    except (BearclfError, OSError) as e: self.show(str(e))
 
 # %% ../nbs/06_clean.ipynb #295d195c
 def _moved(rows: dict, was: dict, lines: list): # rows: id → row; was: place → the row before
@@ -159,8 +161,8 @@ def _moved(rows: dict, was: dict, lines: list): # rows: id → row; was: place �
     at = {row['file']: i for i, row in rows.items()}
     for line in lines:
         file, to = line['file'], line['to']
-        i = at.get(file, was.get(file, {}).get('id', max(rows, default=-1) + 1))
-        old, new = rows.pop(i, None), dict(id=i, file=to, label=Path(to).parent.name, twin=None, reasons='', why=line['action'], suggested='')
+        i = at.get(file, was.get(file, {}).get('id', max([-1, *rows, *(row['id'] for row in was.values())]) + 1))
+        old, new = rows.pop(i, None), dict(id=i, file=to, label=Path(to).parent.name, split=side_of(Path(to)), twin=None, reasons='', why=line['action'], suggested='')
         if line['action'] == 'undo': rows[i] = (was.pop(file, None) or (old or new)) | dict(file=to, label=new['label'])
         else:
             was[to] = old or new

@@ -180,3 +180,40 @@ def test_what_fastais_own_cleaner_does(practice, monkeypatch):
     assert ours.rows.keys().isdisjoint({1})
     ours.undo()
     with pytest.raises(BearclfError, match="could be undone"): ours.undo(), ours.undo(), ours.undo()
+
+
+def test_a_damaged_journal_a_full_disk_and_nonsense_are_told(practice, monkeypatch):
+    from bearclf.clean import PhotoCleaner
+    cleaner, told = PhotoCleaner(practice), []
+    monkeypatch.setattr(cleaner, "send", lambda message, buffers=None: told.append(message))
+    ask = lambda **message: (cleaner._received(None, message, []), told[-1])[1]
+    first, began = cleaner.rows[0]["file"], everything(practice)
+    for nonsense in (dict(kind="mark", id=0, mark="../x"), dict(kind="mark", id=0, mark=[1]), dict(kind="mark", id=[], mark=DELETE), dict(kind="mark", id=10**9, mark=DELETE), dict(kind="show", view=[1]), dict(kind="show", view=dict(page="x", label=3)), dict(kind="delete everything"), {}):
+        cleaner._received(None, nonsense, [])
+    assert DELETE not in cleaner.marks.values() and not any("/" in m for m in cleaner.marks.values()) and ask(kind="show")["page"] == 0
+    (practice/"cleaning.jsonl").write_text("{\n{}\n")
+    assert "damaged in line 1" in ask(kind="show")["said"]
+    ask(kind="mark", id=0, mark=DELETE)
+    assert "damaged in line 1" in ask(kind="apply")["said"] and cleaner.marks == {first: DELETE}
+    (practice/"cleaning.jsonl").unlink()
+    assert "could be undone" in ask(kind="undo")["said"]
+    monkeypatch.setattr("bearclf.moves.write_atomic", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert "No space left" in ask(kind="apply")["said"] and cleaner.marks == {first: DELETE}
+    monkeypatch.undo()
+    assert everything(practice) == began
+
+
+def test_what_came_and_went_beside_it(practice):
+    from bearclf.clean import PhotoCleaner
+    from bearclf.moves import set_aside, undo
+    one, two = PhotoCleaner(practice), PhotoCleaner(practice)
+    last = max(one.rows)
+    one.mark(one.rows[last]["file"], DELETE); one.apply()
+    two.mark(two.rows[last]["file"], DELETE); two.mark(two.rows[0]["file"], "polar")
+    assert [*two.apply().action] == ["relabel"] and last not in two.rows  # what the other took is left alone
+    aside = set_aside([practice/one.rows[3]["file"]], practice)[0].relative_to(practice).as_posix()
+    assert [*one.undo().file] == [aside] and one.rows[3]["file"] == aside.removeprefix(".quarantine/")
+    one.undo()  # of what the other relabelled
+    one.undo()
+    assert sorted(row["file"] for row in one.rows.values()) == sorted(p.relative_to(practice).as_posix() for p in one.fns) and all(p.is_file() for p in one.fns)
+    with pytest.raises(BearclfError, match="could be undone"): undo(practice)

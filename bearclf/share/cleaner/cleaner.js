@@ -36,7 +36,7 @@ function render({ model, el }) {
     if (kind === "apply" || kind === "undo") { busy = true; root.ariaBusy = "true" }
     model.send({ kind, ...more })
     clearTimeout(waiting)
-    if (kind !== "mark") waiting = setTimeout(() => { said.textContent = "The kernel does not answer: it is busy, or has ended. If it has ended, run the cell again; what was applied stays." }, 4000)
+    waiting = setTimeout(() => { said.textContent = "The kernel does not answer: it is busy, or has ended. If it has ended, run the cell again; what was applied stays." }, 4000)
   }
   const ask = (view, focus = null) => { wanted = focus; send("show", { view }) }
   const turn = (by, focus = 0) => { const page = state.page + by; if (page >= 0 && page < state.pages) ask({ page }, focus) }
