@@ -10,8 +10,8 @@ from fastai.vision.all import *
 from scipy.stats import binomtest
 
 from .core import BearclfError
-from .moves import DELETE, follow, read_journal, settle
-from .train import read_run, run_learner, run_source, train, wilson
+from .moves import follow, settle
+from .train import read_run, run_learner, run_moves, run_source, train, wilson
 
 # %% ../nbs/06a_compare.ipynb #2c382116
 def held_out(
@@ -19,11 +19,11 @@ def held_out(
     photos: Path = None,  # where its photos folder lies now; None: where it was
 ) -> dict: # name when the run was trained → name now, None where it was set aside or has gone
     "Where the validation photos of a run lie, whatever cleaning did since."
-    record, folder = read_run(Path(run)), run_source(Path(run), photos)
+    run, folder = Path(run), run_source(Path(run), photos)
     if not folder.is_dir(): raise BearclfError(f"{run} was trained on the table {folder}, and cleaning moves photos without minding tables: train on a photos folder.")
     settle(folder)
-    lines = [line for line in read_journal(folder) if str(line.get('time')) >= str(record.get('created'))]
-    now = {name: follow(lines, name) for name in record['split']['valid']}
+    lines = run_moves(run, folder)
+    now = {name: follow(lines, name) for name in read_run(run)['split']['valid']}
     return {name: None if place.startswith('.quarantine/') or not (folder/place).is_file() else place for name, place in now.items()}
 
 def retrain(
@@ -53,19 +53,41 @@ def _row(photos: str, labels: list, before: list, after: list) -> dict: # a line
     p = binomtest(mended, mended + spoiled).pvalue if mended + spoiled else 1.
     return dict(photos=photos, n=len(labels)) | shares | dict(mended=mended, spoiled=spoiled, p=p)
 
+def _refuse_pair(before: Path, after: Path, photos: Path):
+    "Raise `BearclfError` if the two are no pair, whatever their photos."
+    first, second = map(read_run, (before, after))
+    if str(second.get('created')) < str(first.get('created')): raise BearclfError(f"{after} was trained before {before}: name the earlier run first.")
+    where = [os.path.realpath(record['photos']) for record in (first, second)]
+    if not photos and where[0] != where[1]: raise BearclfError(f"{before} was trained on {where[0]} and {after} on {where[1]}: if one is a copy of the other, say with `photos` which was cleaned.")
+
+def _refuse_labels(runs: list, learners: list):
+    one, other = ({*map(str, learn.dls.vocab)} for learn in learners)
+    if one ^ other: raise BearclfError(f"Only one of {runs[0]} and {runs[1]} knows the label {', '.join(sorted(one ^ other))}: models are compared that know the same labels. Take that step of the cleaning back, or compare with a later run.")
+
+def _asked(before: Path, after: Path, photos: Path) -> dict: # name when `before` was trained → name now
+    "The photos that validated both; raises `BearclfError` if `after` may have learned from one that validated `before`."
+    folder = run_source(after, photos)
+    still, since = {name: now for name, now in held_out(before, folder).items() if now}, run_moves(before, folder)
+    until = since[:len(since) - len(run_moves(after, folder))]
+    then, kept = {name: follow(until, name) for name in still}, {*read_run(after)['split']['valid']}
+    strange = sorted(place for place in then.values() if place not in kept and not place.startswith('.quarantine/'))
+    if strange: raise BearclfError(f"{after} may have learned from {strange[0]}, which validated {before}: make it with `retrain({str(before)!r}, …)`.")
+    return {name: now for name, now in still.items() if then[name] in kept}
+
 def compare(
     before: Path,         # run folder, from before the cleaning
     after: Path,          # run folder, as `retrain` writes
     photos: Path = None,  # where the photos folder lies now; None: where it was
 ) -> pd.DataFrame: # a row a test: photos, n, before and after (shares right, with 95 % intervals), mended, spoiled, p (McNemar's exact test)
-    "Two models, asked about the same photos; raises `BearclfError` if the second was not validated on the first one's photos."
-    before, after, places = Path(before), Path(after), held_out(before, photos)
-    folder, still = run_source(before, photos), {name: now for name, now in places.items() if now}
-    strange = set(still.values()) - set(read_run(after)['split']['valid'])
-    if strange: raise BearclfError(f"{after} may have learned from {min(strange)}, which validated {before}: make it with `retrain({str(before)!r}, …)`.")
-    fns, labels = [folder/now for now in still.values()], [Path(now).parent.name for now in still.values()]
-    answers = [_answers(run_learner(run), fns) for run in (before, after)]
-    untouched = [i for i, (name, now) in enumerate(still.items()) if name == now]
+    "Two models, asked about the photos that validated both; raises `BearclfError` if the second may have learned from one of the first one's, or knows other labels."
+    runs = before, after = Path(before), Path(after)
+    _refuse_pair(before, after, photos)
+    folder, asked = run_source(after, photos), _asked(before, after, photos)
+    learners = [*map(run_learner, runs)]
+    _refuse_labels(runs, learners)
+    fns, labels = [folder/now for now in asked.values()], [Path(now).parent.name for now in asked.values()]
+    answers = [_answers(learn, fns) for learn in learners]
+    untouched = [i for i, (name, now) in enumerate(asked.items()) if name == now]
     some = lambda values: [values[i] for i in untouched]
     return pd.DataFrame([_row('untouched by cleaning', some(labels), *map(some, answers)), _row('all that are left, cleaned', labels, *answers)])
 
@@ -75,5 +97,5 @@ def in_words(
     "What a row tells."
     if row.n == 0: return f'No photos ({row.photos}): nothing can be said.'
     differ = f'{row.mended} mended, {row.spoiled} spoiled'
-    what = 'they do not differ' if row.mended + row.spoiled == 0 else f'{differ}, which may well be chance (p = {row.p:.2f})' if row.p > .05 else f'{differ}, more than chance explains (p = {row.p:.3f})'
+    what = 'they do not differ' if row.mended + row.spoiled == 0 else f'{differ}, which may well be chance (p = {row.p:.2f})' if row.p > .05 else f'{differ}, more than chance explains (p = {row.p:.1g})'
     return f'{row.n} photos ({row.photos}): {row.before:.1%} right before, {row.after:.1%} after; {what}.'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 from .core import BearclfError, now, printable, sha256, write_atomic
-from .folder import MANIFEST, append_jsonl, attribution, check_label, locked, read_jsonl, read_manifest, side_of
+from .folder import MANIFEST, append_jsonl, attribution, check_label, check_links, locked, read_jsonl, read_manifest, side_of
 
 # %% ../nbs/00g_moves.ipynb #2dfad654
 TODO = '.cleaning.todo'
@@ -162,6 +162,7 @@ def apply_marks(
     "Set photos aside and give others their label, all in one step; raises `BearclfError` for what cannot be a label and where nothing can be written."
     folder, reasons, hashes = Path(folder), reasons or {}, hashes or {}
     wanted = {file: _target(file, mark) for file, mark in marks.items() if mark == DELETE or mark != Path(file).parent.name}
+    check_links(folder)
     _refuse_outside(folder, [*wanted, *wanted.values()], 'The step')
     with locked(folder, 10):
         finish_step(folder)

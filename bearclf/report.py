@@ -19,7 +19,7 @@ from .data import photo_set
 from .folder import read_manifest
 from .interpret import calibration_error, coverage, heatmap, most_confused, per_label, plot_coverage, plot_reliability, reliability, slices
 from .moves import follow, read_journal
-from .train import any_script, read_run, run_learner, run_source
+from .train import any_script, read_run, run_learner, run_moves, run_source
 
 # %% ../nbs/05b_report.ipynb #4cdaf5a8
 @dataclass
@@ -62,7 +62,7 @@ def judge(
     run = Path(run)
     record, source, learn = read_run(run), run_source(run, photos), run_learner(run)
     folder, table, fns = photo_set(source)
-    lines = [line for line in read_journal(folder) if str(line.get('time')) >= str(record.get('created'))]
+    lines = run_moves(run, folder)
     places, label = {name: folder/follow(lines, name) for name in record['split']['valid']}, lambda name: table(folder/name) if table else Path(name).parent.name
     vocab = [str(v) for v in learn.dls.vocab]
     there = {name: fn for name, fn in places.items() if fn.is_file() and label(name) in vocab}

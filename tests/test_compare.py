@@ -77,3 +77,60 @@ def test_what_was_undone_counts_as_untouched(trained, tmp_path):
     shutil.copytree(at/"photos", tmp_path/"photos")
     undo(tmp_path/"photos")
     assert held_out(at/"before", tmp_path/"photos") == {v: v for v in valid}
+
+
+@pytest.fixture
+def moved(trained, tmp_path):
+    "The set as it was cleaned, in a place of its own, with a run that was trained again there."
+    from bearclf.compare import retrain
+    at, valid, other = trained
+    shutil.copytree(at/"photos", tmp_path/"photos")
+    retrain(at/"before", tmp_path/"after", tmp_path/"photos")
+    return at/"before", tmp_path/"after", tmp_path/"photos", valid, other
+
+
+def test_cleaning_may_go_on(moved):
+    from bearclf.compare import compare
+    before, after, photos, valid, other = moved
+    apply_marks(photos, {valid[2]: other(valid[2]), valid[3]: DELETE})
+    assert compare(before, after, photos).n.tolist() == [len(valid) - 4, len(valid) - 2]
+    undo(photos, everything=True)  # what was set aside when `after` was trained validated only one of the two
+    assert compare(before, after, photos).n.tolist() == [len(valid) - 1]*2
+
+
+def test_runs_that_are_no_pair(moved, tmp_path):
+    from bearclf.compare import compare, retrain
+    from bearclf.train import read_run
+    before, after, photos, valid, other = moved
+    with pytest.raises(BearclfError, match="say with `photos`"): compare(before, after)
+    with pytest.raises(BearclfError, match="name the earlier run first"):
+        (after/"run.json").write_text(json.dumps(read_run(after) | dict(created="2020-01-01T00:00:00+00:00")))
+        compare(before, after, photos)
+    held = read_run(before)["split"]["valid"]
+    apply_marks(photos, dict.fromkeys(held[2:4], "panda"))
+    with pytest.raises(BearclfError, match="no training photos of panda"): retrain(before, tmp_path/"panda", photos)
+    own = [fn.relative_to(photos).as_posix() for fn in sorted(photos.glob("[a-z]*/*.png"))]
+    apply_marks(photos, dict.fromkeys([name for name in own if name not in held and not name.startswith("panda")][:2], "panda"))
+    retrain(before, tmp_path/"panda", photos)
+    with pytest.raises(BearclfError, match="knows the label panda"): compare(before, tmp_path/"panda", photos)
+
+
+def test_cleaning_while_a_model_is_trained_is_followed(trained, tmp_path, monkeypatch):
+    import bearclf.train
+    from bearclf.compare import held_out
+    at, valid, other = trained
+    shutil.copytree(at/"photos", tmp_path/"photos")
+    fit, marks = bearclf.train._fit, {}
+    def cleaned_meanwhile(learn, *args):
+        stopped, file = fit(learn, *args), min(learn.dls.valid_ds.items).relative_to(tmp_path/"photos").as_posix()
+        with Image.open(tmp_path/"photos"/file) as im: im.load()
+        marks[file] = other(file)
+        return stopped
+    monkeypatch.setattr(bearclf.train, "_fit", cleaned_meanwhile)
+    put = bearclf.train.put_folder
+    monkeypatch.setattr(bearclf.train, "put_folder", lambda *args: (apply_marks(tmp_path/"photos", marks), put(*args))[1])
+    bearclf.train.train(tmp_path/"photos", tmp_path/"run", **FAST)
+    run = json.loads((tmp_path/"run"/"run.json").read_text())
+    (tmp_path/"run"/"run.json").write_text(json.dumps(run | dict(created="2099-01-01T00:00:00+00:00")))  # as if the training had taken long
+    (file, label), = marks.items()
+    assert held_out(tmp_path/"run")[file].startswith(f"{label}/")
