@@ -48,11 +48,12 @@ def _size(fn: Path) -> tuple: # (width, height), as it is shown
 def _thumbnail(fn: Path, stamp: tuple) -> bytes: # JPEG; empty: it cannot be shown
     "A small picture of a photo: its squished pixels from the cache, drawn out again."
     try: scale, im = THUMB/max(size := _size(fn)), PhotoCache(SEEN).open(fn)
-    except (OSError, ValueError, BearclfError): return b''
+    except (OSError, ValueError, BearclfError, Image.DecompressionBombError): return b''
     im.resize([max(1, round(scale*s)) for s in size], Image.Resampling.BILINEAR).save(data := BytesIO(), 'jpeg', quality=80)
     return data.getvalue()
 
 def _shown(fn: Path) -> tuple: # (thumbnail, SHA-256), as the file is now
+    if not fn.is_file(): return b'', None
     try: return _thumbnail(fn, _stamp(fn)), photo_hash(fn)
     except OSError: return b'', None
 
@@ -60,8 +61,8 @@ def _shown(fn: Path) -> tuple: # (thumbnail, SHA-256), as the file is now
 def _photos_of(learn: Learner) -> Path:
     "The photos folder that a learner was trained on."
     fns = [Path(os.path.abspath(fn)) for ds in (learn.dls.train_ds, learn.dls.valid_ds) for fn in ds.items]
-    above = {fn.parents[2 if side_of(fn) else 1] for fn in fns}
-    if len(above) == 1: return above.pop()
+    for level in (1, 2):  # photos/label, photos/train/label
+        if len(above := {fn.parents[level] for fn in fns}) == 1: return above.pop()
     raise BearclfError('The photos of this learner do not lie in one photos folder: give the folder to PhotoCleaner instead of the learner.')
 
 class PhotoCleaner(AnyWidget):
@@ -75,8 +76,8 @@ class PhotoCleaner(AnyWidget):
     ):
         super().__init__()
         learn = source if isinstance(source, Learner) else None
-        self.folder = _photos_of(learn) if learn else Path(source)
-        table = suspects(self.folder, learn) if table is None else table
+        self.folder = Path(os.path.abspath(_photos_of(learn) if learn else source))
+        table = suspects(self.folder, learn) if table is None else table.fillna(dict.fromkeys(('reasons', 'why', 'suggested', 'twin'), ''))
         ids = {file: i for i, file in enumerate(table.file)}
         self.rows = {i: row | dict(id=i, twin=ids.get(row['twin']), split=row.get('split') or side_of(Path(row['file']))) for i, row in enumerate(table.to_dict('records'))}  # most suspect first
         self.labels, self.per_page = sorted({*table.label, *table.suggested, *map(check_label, labels)} - {''}), per_page
@@ -94,7 +95,8 @@ class PhotoCleaner(AnyWidget):
         file: str,  # relative to the photos folder
         mark: str,  # `KEEP`, `DELETE`, or a label
     ):
-        "Say what shall become of a photo."
+        "Say what shall become of a photo; raises `BearclfError` if it is not among those that are looked through."
+        if all(row['file'] != file for row in self.rows.values()): raise BearclfError(f'{printable(str(file))} is not among the photos of {self.folder}: give its name as in `suspects`.')
         if mark in (KEEP, Path(file).parent.name): self.marks.pop(file, None)
         else: self.marks[file] = mark if mark == DELETE else check_label(mark)
 
@@ -161,7 +163,8 @@ def _moved(rows: dict, was: dict, lines: list): # rows: id â†’ row; was: place â
     at = {row['file']: i for i, row in rows.items()}
     for line in lines:
         file, to = line['file'], line['to']
-        i = at.get(file, was.get(file, {}).get('id', max([-1, *rows, *(row['id'] for row in was.values())]) + 1))
+        fresh = max([-1, *rows, *(row['id'] for row in was.values())]) + 1
+        i = next((i for i in (at.get(file), was.get(file, {}).get('id'), at.get(to)) if i is not None), fresh)
         old, new = rows.pop(i, None), dict(id=i, file=to, label=Path(to).parent.name, split=side_of(Path(to)), twin=None, reasons='', why=line['action'], suggested='')
         if line['action'] == 'undo': rows[i] = (was.pop(file, None) or (old or new)) | dict(file=to, label=new['label'])
         else:
@@ -178,11 +181,15 @@ def _words(done: Applied) -> str:
 
 @patch
 def _follow(self: PhotoCleaner, done: Applied) -> pd.DataFrame:
-    _moved(self.rows, self.was, done.lines)
-    places = {line['file']: line['to'] for line in done.lines}
-    gone = {file for file in done.left if not (self.folder/file).is_file()}
+    lines = [*done.finished, *done.lines]
+    _moved(self.rows, self.was, lines)
+    places = {line['file']: line['to'] for line in lines}
+    gone = {file for file in done.left if not (self.folder/file).is_file()} - {*places}
     self.marks = {places.get(file, file): mark for file, mark in self.marks.items() if file not in gone}
-    for i in [i for i, row in self.rows.items() if row['file'] in gone]: del self.rows[i]
+    for i in [i for i, row in self.rows.items() if row['file'] in gone]:
+        old = self.was.pop(self.rows.pop(i)['file'], None)
+        if old and (self.folder/old['file']).is_file(): self.rows[i] = old  # somebody has undone it
+    self.rows = dict(sorted(self.rows.items()))
     self.labels = sorted({*self.labels, *(row['label'] for row in self.rows.values())})
     self.show(_words(done))
     return _table(done.lines)

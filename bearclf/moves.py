@@ -8,12 +8,14 @@ __all__ = ['TODO', 'DELETE', 'finish_step', 'settle', 'Applied', 'apply_marks', 
 
 # %% ../nbs/00g_moves.ipynb #cc9b3125
 import json, os, secrets
+from collections import Counter
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 from .core import BearclfError, now, printable, sha256, write_atomic
-from .folder import MANIFEST, append_jsonl, attribution, check_label, check_links, locked, read_jsonl, read_manifest, side_of
+from .folder import OURS, append_jsonl, as_lines, attribution, check_label, check_links, locked, read_jsonl, read_manifest, side_of
 
 # %% ../nbs/00g_moves.ipynb #2dfad654
 TODO = '.cleaning.todo'
@@ -34,28 +36,36 @@ def _arrived(folder: Path, line: dict) -> bool: # False: somebody else has taken
 def _back(folder: Path, lines: list):
     "Let photos lie where they were."
     for line in lines:
-        if not os.path.lexists(folder/line['file']): os.rename(folder/line['to'], folder/line['file'])
+        if os.path.lexists(folder/line['to']) and not os.path.lexists(folder/line['file']): os.rename(folder/line['to'], folder/line['file'])
+    _sweep(folder, (line['to'] for line in lines))
 
 def _note(folder: Path, lines: list):
     "Add the lines that the journal lacks."
-    there = {(line.get('step'), line.get('file')) for line in read_jsonl(folder/'cleaning.jsonl')}
-    if new := [line for line in lines if (line['step'], line['file']) not in there]: append_jsonl(folder/'cleaning.jsonl', *new)
+    there = [[line.get('step'), line.get('file')] for line in read_jsonl(folder/'cleaning.jsonl')[-len(lines):]]  # the last ones, if any
+    if new := [line for line in lines if [line['step'], line['file']] not in there]: append_jsonl(folder/'cleaning.jsonl', *new)
 
 def _list(folder: Path, listed: dict): # name in `photos.jsonl` → the name that it shall have
     "Let `photos.jsonl`, and `ATTRIBUTION.md` if there is one, name the places and labels that photos have now."
     rows = read_jsonl(folder/'photos.jsonl')
-    if any(row.get('file') in listed for row in rows):
-        here = lambda row: row | dict(file=listed[row['file']], label=Path(listed[row['file']]).parent.name) if row.get('file') in listed else row
-        write_atomic(folder/'photos.jsonl', ''.join(json.dumps(here(row), ensure_ascii=False) + '\n' for row in rows))
+    named = lambda row: listed.get(str(row.get('file')))
+    if any(map(named, rows)):
+        here = lambda row: row | dict(file=named(row), label=Path(named(row)).parent.name) if named(row) else row
+        write_atomic(folder/'photos.jsonl', as_lines(*map(here, rows)))
     if (folder/'photos.jsonl').is_file() and (folder/'ATTRIBUTION.md').is_file(): attribution(folder)
 
-def _sweep(folder: Path, lines: list):
+def _sweep(folder: Path, names):
     "Remove the folders that a step has emptied; a label without photos is none."
-    for up in {(folder/line['file']).parent for line in lines}:
+    for up in {(folder/name).parent for name in names}:
         while up != folder:
             try: up.rmdir()
             except OSError: break
             up = up.parent
+
+@contextmanager
+def _half_way(folder: Path):
+    "Say what to do where a step can go neither on nor back."
+    try: yield
+    except OSError as e: raise BearclfError(f"{folder} can no longer be written to ({e.strerror}), in the middle of a step: see to it; whatever works in the folder next will finish the step.") from e
 
 def _do(folder: Path, plan: dict) -> list: # the lines that came true
     "Do, or finish, what was written down."
@@ -65,39 +75,41 @@ def _do(folder: Path, plan: dict) -> list: # the lines that came true
             if _arrived(folder, line): lines.append(line)
         _note(folder, lines)
     except OSError as e:
-        _back(folder, lines)
+        with _half_way(folder): _back(folder, plan['lines']); (folder/TODO).unlink()
+        raise BearclfError(f"{printable(line['file'])} cannot be moved to {printable(line['to'])} ({e.strerror}): nothing was moved. See that there is room and that you may write there, then try again.") from e
+    with _half_way(folder):
+        _list(folder, {name: line['to'] for line in lines if (name := plan['listed'].get(line['file']))})
+        _sweep(folder, (line['file'] for line in lines))
         (folder/TODO).unlink()
-        raise BearclfError(f"{printable(str(line['file']))} cannot be moved to {printable(line['to'])} ({e.strerror}): nothing was moved. See that there is room and that you may write there, then try again.") from e
-    _list(folder, {name: to for line in lines if (to := line['to']) and (name := plan['listed'].get(line['file']))})
-    _sweep(folder, lines)
-    (folder/TODO).unlink()
     return lines
 
 # %% ../nbs/00g_moves.ipynb #969af4f5
 def _plain(name) -> bool:
-    "Whether `name` can be that of a photo in a label folder, or in quarantine."
-    parts = name.split('/') if isinstance(name, str) and not {os.sep, '\0'} - {'/'} & {*name} else []
-    return len(parts) > 1 and not {'', '.', '..'} & {*parts} and (parts[0][0] != '.' or parts[0] == '.quarantine') and ':' not in parts[0]
+    "Whether `name` can be that of a photo in the folder, or in its quarantine."
+    parts = name.split('/') if isinstance(name, str) and not {os.sep, '\0'} - {'/'} & {*name} else ['']
+    if {'', '.', '..'} & {*parts} or any('\ud800' <= c <= '\udfff' and not '\udc80' <= c <= '\udcff' for c in name): return False
+    return len(parts) > 1 if parts[0] == '.quarantine' else not parts[0].startswith('.') and parts[0].lower() not in map(str.lower, OURS) and not (os.name == 'nt' and ':' in name)
 
 def _refuse_outside(folder: Path, names, source):
     root = Path(os.path.realpath(folder))
     away = {up for up in {name.rpartition('/')[0] for name in names if _plain(name)} if not Path(os.path.realpath(folder/up)).is_relative_to(root)}
     for name in names:
         if _plain(name) and name.rpartition('/')[0] not in away: continue
-        raise BearclfError(f"{source} names {printable(str(name)[:100])}, which does not lie in a label folder of {folder}, or only by a link to another place: nothing was moved.")
+        raise BearclfError(f"{source} names {printable(str(name)[:100])}, which is no place for a photo of {folder}, or leads out of it by a link: nothing was moved.")
 
 def _read_plan(folder: Path) -> dict:
     "What `.cleaning.todo` says."
     try:
         plan = json.loads((folder/TODO).read_bytes())
         lines = [(line['file'], line['to'], line['step'], line['sha256']) for line in plan['lines']]
+        if not all(isinstance(line[2], str) for line in lines): raise TypeError
         named = [*lines, *plan['listed'].items()]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e: raise BearclfError(f"{folder/TODO}, the note of a step that was broken off, is damaged: look at the end of cleaning.jsonl, then remove it.") from e
     _refuse_outside(folder, [o for each in named for o in each[:2]], folder/TODO)
     return plan
 
 def _parts(folder: Path) -> list: # what `write_atomic` had not finished
-    return [part for name in ('photos.jsonl', TODO, 'ATTRIBUTION.md') for part in folder.glob(f'.{name}.*.part')]
+    return [part for name in ('photos.jsonl', TODO, 'ATTRIBUTION.md') for part in folder.glob(f'.{name}.*.part') if part.is_file()]
 
 def finish_step(
     folder: Path,
@@ -123,19 +135,20 @@ def _free(folder: Path, to: Path, taken: set) -> str: # added to `taken`
 
 def _step(
     folder: Path,
-    wanted: list,    # (file, to, reason), the first two relative to `folder`
+    wanted: list,    # (file, to, reason, more for the journal), the first two relative to `folder`
     listed: dict,    # file → its name in the manifest, for those whose line shall follow
-    **more,          # for the journal
 ) -> list: # the journal's lines
     "Move photos, all or none, for one who holds the lock."
     if not wanted: return []
     read_jsonl(folder/'cleaning.jsonl')  # a damaged journal is told before anything moves
-    taken = {row['file'].casefold() for row in read_manifest(folder)} - {to.casefold() for _, to, _ in wanted if 'undoes' in more}
+    taken = {row['file'].casefold() for row in read_manifest(folder)} - {to.casefold() for _, to, _, more in wanted if more}
     step, lines = dict(step=secrets.token_hex(6)), []
-    for file, to, reason in wanted:
-        action = 'undo' if 'undoes' in more else 'delete' if to.startswith('.quarantine/') else 'relabel'
+    for file, to, reason, more in wanted:
+        action = 'undo' if more else 'delete' if to.startswith('.quarantine/') else 'relabel'
         lines.append(dict(time=now(), action=action, file=file, to=_free(folder, Path(to), taken), label=Path(file).parent.name, sha256=_sha(folder/file), reason=reason) | step | more)
-    write_atomic(folder/TODO, plan := dict(lines=lines, listed=listed))
+    plan = dict(lines=lines, listed=listed)
+    try: write_atomic(folder/TODO, as_lines(plan))
+    except OSError as e: raise BearclfError(f"{folder/TODO} cannot be written ({e.strerror}): nothing was moved. See that there is room and that you may write there, then try again.") from e
     return _do(folder, plan)
 
 # %% ../nbs/00g_moves.ipynb #bffc8689
@@ -145,13 +158,26 @@ class Applied(NamedTuple):
     "What a step did."
     lines: list  # of `cleaning.jsonl`
     left: dict   # file → why nothing was done about it
+    finished: list = []  # lines of an earlier step, which had been broken off
 
 def _target(file: str, mark: str) -> str:
     return f'.quarantine/{file}' if mark == DELETE else (Path(side_of(Path(file)))/check_label(mark)/Path(file).name).as_posix()
 
 def _why_left(path: Path, sha: Optional[str]) -> str: # '': nothing speaks against it
     if not os.path.lexists(path): return 'is no longer there'
-    return 'has changed since it was looked at' if sha and sha256(path) != sha else ''
+    if path.is_dir(): return 'is a folder'
+    return 'has changed since it was looked at' if sha and _sha(path) != sha else ''
+
+def _refuse_marks(folder: Path, wanted: dict):
+    "Raise `BearclfError` for what cannot be done to any folder."
+    if not folder.is_dir(): raise BearclfError(f'There is no folder {folder}: check the name.')
+    check_links(folder)
+    _refuse_outside(folder, [*wanted, *wanted.values()], 'The step')
+    aside = next((file for file in wanted if file.startswith('.quarantine/')), None)
+    if aside: raise BearclfError(f'{printable(aside)} was set aside: to take it back, undo that step.')
+    for up in {Path(to).parent for to in wanted.values() if not to.startswith('.quarantine/')}:
+        like = next((p.name for p in (folder/up).parent.iterdir() if p.is_dir() and p.name != up.name and p.name.casefold() == up.name.casefold()), None)
+        if like and not (folder/up).is_dir(): raise BearclfError(f'The label {up.name!r} differs from {like!r} in capitals only: spell them alike.')
 
 def apply_marks(
     folder: Union[str, os.PathLike],  # a photos folder
@@ -162,13 +188,12 @@ def apply_marks(
     "Set photos aside and give others their label, all in one step; raises `BearclfError` for what cannot be a label and where nothing can be written."
     folder, reasons, hashes = Path(folder), reasons or {}, hashes or {}
     wanted = {file: _target(file, mark) for file, mark in marks.items() if mark == DELETE or mark != Path(file).parent.name}
-    check_links(folder)
-    _refuse_outside(folder, [*wanted, *wanted.values()], 'The step')
+    _refuse_marks(folder, wanted)
     with locked(folder, 10):
-        finish_step(folder)
+        finished = finish_step(folder)
         left = {file: why for file in wanted if (why := _why_left(folder/file, hashes.get(file)))}
-        moves = [(file, to, reasons.get(file)) for file, to in wanted.items() if file not in left]
-        return Applied(_step(folder, moves, {file: file for file, to, _ in moves if not to.startswith('.quarantine/')}), left)
+        moves = [(file, to, reasons.get(file), {}) for file, to in wanted.items() if file not in left]
+        return Applied(_step(folder, moves, {file: file for file, to, *_ in moves if not to.startswith('.quarantine/')}), left, finished)
 
 # %% ../nbs/00g_moves.ipynb #57a1677d
 def _inside(file: Path, folder: Path) -> str:
@@ -201,12 +226,13 @@ def relabel(
 # %% ../nbs/00g_moves.ipynb #9068e2c3
 def read_journal(
     folder: Union[str, os.PathLike],  # a photos folder
-) -> list: # a dict per move: time, action, file, to, label, sha256, reason, step, and undoes where it undoes one
+) -> list: # a dict per move: time, action, file, to, label, sha256, reason, step; where it undoes one, also undoes (that step) and of (where the photo had lain before that)
     "What `cleaning.jsonl` says; raises `BearclfError` if it is damaged, or leads out of the folder."
     path = Path(folder)/'cleaning.jsonl'
     lines = read_jsonl(path)
     _refuse_outside(Path(folder), [line.get(k) for line in lines for k in ('file', 'to')], path)
-    return [dict(step=f'line {i}') | line for i, line in enumerate(lines, 1)]  # older journals know no steps
+    own = lambda i, line: dict(step=f'line {i}') | {k: v for k, v in line.items() if k not in ('step', 'undoes', 'of') or isinstance(v, str)}  # older journals know no steps
+    return [own(i, line) for i, line in enumerate(lines, 1)]
 
 def follow(
     lines: list,  # from `read_journal`
@@ -221,21 +247,22 @@ def open_steps(
     lines: list,  # from `read_journal`
 ) -> dict: # step → how many photos it moved; the latest last
     "The steps that can be undone."
-    undone, steps = {line.get('undoes') for line in lines}, {}
-    for line in lines:
-        if line.get('action') != 'undo' and line['step'] not in undone: steps[line['step']] = steps.get(line['step'], 0) + 1
-    return steps
+    return dict(Counter(line['step'] for line in _open(lines)))
+
+def _open(lines: list) -> list: # those that have not been undone
+    undone = {(line.get('undoes'), line.get('of')) for line in lines}
+    return [line for line in lines if line.get('action') != 'undo' and (line['step'], line['file']) not in undone]
 
 def _undo(folder: Path, step: str) -> Applied:
     "Lead one step back, for one who holds the lock."
     lines, wanted, listed, left = read_journal(folder), [], {}, {}
-    for i, line in enumerate(lines):
-        if line['step'] != step or line.get('action') == 'undo': continue
-        place = follow(lines[i + 1:], line['to'])
+    for line in _open(lines):
+        if line['step'] != step: continue
+        place = follow(lines[lines.index(line) + 1:], line['to'])
         if not os.path.lexists(folder/place): left[line['file']] = f'is no longer in {place}'; continue
-        wanted.append((place, line['file'], f"undo: {line.get('reason') or line.get('action')}"))
+        wanted.append((place, line['file'], f"undo: {line.get('reason') or line.get('action')}", dict(undoes=step, of=line['file'])))
         listed[place] = line['file'] if line['to'].startswith('.quarantine/') else place
-    return Applied(_step(folder, wanted, listed, undoes=step), left)
+    return Applied(_step(folder, wanted, listed), left)
 
 def undo(
     folder: Union[str, os.PathLike],  # a photos folder
@@ -245,11 +272,13 @@ def undo(
     folder, lines, left = Path(folder), [], {}
     if not folder.is_dir(): raise BearclfError(f'There is no folder {folder}: check the name.')
     with locked(folder, 10):
-        finish_step(folder)
+        finished = finish_step(folder)
         steps = [*open_steps(read_journal(folder))][::-1]
         if not steps: raise BearclfError(f'Nothing has been done to {folder} that could be undone.')
-        for step in steps[:None if everything else 1]:
-            done = _undo(folder, step)
+        for step in steps:
+            if lines and not everything: break  # a step whose photos have all gone elsewhere is passed by
+            try: done = _undo(folder, step)
+            except BearclfError as e: raise BearclfError(f'{len(lines)} photos are back; then: {e}' if lines else str(e)) from e
             lines += done.lines; left |= done.left
-    if not lines: raise BearclfError(f"{printable(min(left))} {printable(left[min(left)])}, where cleaning.jsonl has it: put it back there, or take its line away.")
-    return Applied(lines, left)
+    if not lines: raise BearclfError(f"{printable(min(left))} {printable(left[min(left)])}, where cleaning.jsonl has it: put it back there, then try again.")
+    return Applied(lines, left, finished)

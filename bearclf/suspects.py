@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .cache import PhotoCache, _write, cache_folder, fill, photo_hash
 from .check import check_photos
-from .core import photo_files
+from .core import BearclfError, photo_files, printable
 from .verify import refuse_unreadable
 from .folder import labelled_photos
 from .groups import _hashes, groups
@@ -170,6 +170,8 @@ def suspects(
     folder = Path(folder)
     settle(folder)
     fns, name = labelled_photos(folder), lambda fn: Path(fn).relative_to(folder).as_posix()
+    odd = next((name(fn) for fn in fns if any('\ud800' <= c <= '\udfff' for c in name(fn))), None)
+    if odd: raise BearclfError(f'{printable(odd)} has a name that is no plain text: rename it.')
     x, cache, labels = features(fns, progress), PhotoCache(SEEN), [fn.parent.name for fn in fns]
     pairs = copies(x, [_hashes(cache.open(fn)) for fn in fns])
     belongs = _together(len(fns), pairs, groups(fns, cache.open))

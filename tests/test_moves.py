@@ -115,6 +115,10 @@ def test_what_vanished_or_changed_is_left_and_told(tmp_path):
     (tmp_path/".quarantine"/"teddy"/"0.jpg").rename(tmp_path/"teddy.jpg")  # taken back by hand
     back = undo(tmp_path)
     assert set(back.left) == {"teddy/0.jpg"} and len(back.lines) == 6
+    with pytest.raises(BearclfError, match="put it back there"): undo(tmp_path)
+    (tmp_path/".quarantine"/"teddy").mkdir(parents=True)
+    (tmp_path/"teddy.jpg").rename(tmp_path/".quarantine"/"teddy"/"0.jpg")
+    assert [line["to"] for line in undo(tmp_path).lines] == ["teddy/0.jpg"]  # the step was not used up
     with pytest.raises(BearclfError, match="could be undone"): undo(tmp_path)
 
 
@@ -128,7 +132,7 @@ def test_a_name_taken_in_the_meantime(tmp_path):
     assert [row["file"] for row in read_manifest(tmp_path) if row["sha256"] == [*began][0]] == ["black/0-1.jpg"]
 
 
-@pytest.mark.parametrize("journal, said", [("{\"file\": \n{}\n", "line 1"), ("{}\n", "cleaning.jsonl names None"), ("{\"file\": \"black/0.jpg\", \"to\": \"../0.jpg\"}\n", "nothing was moved"),
+@pytest.mark.parametrize("journal, said", [("{\"file\": \n{}\n", "line 1"), ("{}\n", "cleaning.jsonl names None"), ("{\"file\": \"black/0.jpg\", \"to\": \"black/9.jpg\", \"step\": NaN}\n", "is no longer in"), ("{\"file\": \"black/0.jpg\", \"to\": \"../0.jpg\"}\n", "nothing was moved"),
                                            ("{\"file\": \"/etc/x\", \"to\": \"black/0.jpg\"}\n", "nothing was moved"), ("[1]\n{}\n", "line 1"), ("{\"file\": 1, \"to\": [2]}\n", "names 1")])
 def test_a_journal_by_somebody(tmp_path, journal, said):
     began = folder_of(tmp_path, 6)
@@ -193,3 +197,85 @@ def test_where_nothing_may_be_written(closed, said):
         assert agrees(folder, began) == began
         assert len(set_aside([folder/"black"/"0.jpg"], folder)) == 1
     finally: shutil.rmtree(folder)
+
+
+def test_a_loose_file_goes_out_and_comes_back(tmp_path):
+    began = folder_of(tmp_path, 6)
+    (tmp_path/"loose.jpg").write_text("no label"); (tmp_path/"a"/"b"/"c").mkdir(parents=True); (tmp_path/"a"/"b"/"c"/"deep.jpg").write_text("deep")
+    set_aside([tmp_path/"loose.jpg", tmp_path/"a"/"b"/"c"/"deep.jpg"], tmp_path)
+    assert (tmp_path/".quarantine"/"loose.jpg").is_file() and not (tmp_path/"a").exists()
+    undo(tmp_path)
+    assert (tmp_path/"loose.jpg").read_text() == "no label" and (tmp_path/"a"/"b"/"c"/"deep.jpg").read_text() == "deep"
+    for ours in ("photos.jsonl", "cleaning.jsonl"):
+        with pytest.raises(BearclfError, match="no place for a photo"): apply_marks(tmp_path, {ours: DELETE})
+    with pytest.raises(BearclfError, match="no place for a photo"): apply_marks(tmp_path, {".quarantine": DELETE})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
+def test_a_manifest_with_a_name_that_is_no_text(tmp_path):
+    began = folder_of(tmp_path, 6)
+    os.rename(tmp_path/"black"/"0.jpg", os.fsencode(tmp_path/"black") + b"/\xff.jpg")
+    odd = os.fsdecode(b"black/\xff.jpg")
+    rows = [row | dict(file=odd) if row["file"] == "black/0.jpg" else row for row in read_manifest(tmp_path)]
+    (tmp_path/"photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    apply_marks(tmp_path, {odd: "grizzly", "teddy/0.jpg": "black"})
+    assert {row["file"] for row in read_manifest(tmp_path)} >= {odd.replace("black", "grizzly"), "black/0.jpg"}
+    (tmp_path/".cleaning.todo").write_text(json.dumps(dict(lines=[dict(file=odd.replace("black", "grizzly"), to=".quarantine/x.jpg", step="s", sha256=None)], listed={})))
+    assert len(settle(tmp_path)) == 1
+    undo(tmp_path, everything=True)
+    assert {row["file"] for row in read_manifest(tmp_path)} >= {odd, "teddy/0.jpg"}
+
+
+@pytest.mark.parametrize("todo", [dict(step=[]), dict(step=None), dict(to="cleaning.jsonl/x.jpg"), dict(to="photos.jsonl"), dict(to=".lock"), dict(to="black/\ud800.jpg"), dict(file=5), dict(sha256={})])
+def test_a_plan_by_somebody(tmp_path, todo):
+    began = folder_of(tmp_path, 6)
+    (tmp_path/".cleaning.todo").write_text(json.dumps(dict(lines=[dict(file="black/0.jpg", to="black/9.jpg", step="s", sha256=None) | todo], listed={})))
+    if "sha256" in todo: settle(tmp_path)
+    else:
+        with pytest.raises(BearclfError, match="damaged|no place"): settle(tmp_path)
+    assert {sha256(p) for p in tmp_path.rglob("*.jpg")} == set(began)
+
+
+def test_where_a_step_can_go_neither_on_nor_back(tmp_path, monkeypatch):
+    began, rename = folder_of(tmp_path, 6), os.rename
+    def fails(a, b, left=[1]):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(30, "Read-only file system")
+        rename(a, b)
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(BearclfError, match="will finish the step"): set_aside([tmp_path/"black"/"0.jpg", tmp_path/"teddy"/"0.jpg"], tmp_path)
+    monkeypatch.undo()
+    assert len(settle(tmp_path)) == 2
+    agrees(tmp_path, began)
+
+
+def test_what_cannot_be_marked(tmp_path):
+    began = folder_of(tmp_path, 9)
+    with pytest.raises(BearclfError, match="no folder"): apply_marks(tmp_path/"nowhere", {"black/0.jpg": DELETE})
+    assert not (tmp_path/"nowhere").exists()
+    with pytest.raises(BearclfError, match="in capitals only"): apply_marks(tmp_path, {"black/0.jpg": "Grizzly"})
+    set_aside([tmp_path/"black"/"0.jpg"], tmp_path)
+    with pytest.raises(BearclfError, match="undo that step"): apply_marks(tmp_path, {".quarantine/black/0.jpg": "grizzly"})
+    (tmp_path/"black"/"1.jpg").unlink(); (tmp_path/"black"/"1.jpg").mkdir()
+    (tmp_path/"black"/"2.jpg").unlink(); (tmp_path/"black"/"2.jpg").symlink_to("nowhere")
+    left = apply_marks(tmp_path, {"black/1.jpg": DELETE, "black/2.jpg": DELETE}, hashes={file: sha for sha, file in began.items()}).left
+    assert left == {"black/1.jpg": "is a folder", "black/2.jpg": "has changed since it was looked at"}
+
+
+def test_a_step_that_fails_leaves_no_folders(tmp_path, monkeypatch):
+    began = folder_of(tmp_path, 6)
+    monkeypatch.setattr("bearclf.moves.append_jsonl", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BearclfError, match="nothing was moved"): apply_marks(tmp_path, {"black/0.jpg": "brown", "black/1.jpg": "brown"})
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["black", "grizzly", "teddy"]
+    assert agrees(tmp_path, began) == began
+
+
+@pytest.mark.parametrize("name, line", [("photos.jsonl", {"file": ["black/9.jpg"]}), ("cleaning.jsonl", {"step": [], "undoes": {}, "file": "black/9.jpg", "to": "grizzly/9.jpg"}), ("photos.jsonl", {"file": "black/" + "x"*3000})])
+def test_rows_of_odd_kinds(tmp_path, name, line):
+    began = folder_of(tmp_path, 6)
+    (tmp_path/"ATTRIBUTION.md").write_text("")
+    with open(tmp_path/name, "a") as f: f.write(json.dumps(line) + "\n")
+    assert len(apply_marks(tmp_path, {"black/0.jpg": "grizzly"}).lines) == 1
+    assert [o["to"] for o in undo(tmp_path).lines] == ["black/0.jpg"]
+    assert not (tmp_path/".cleaning.todo").exists()
