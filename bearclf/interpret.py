@@ -121,18 +121,18 @@ def _traits(fn: Path) -> tuple: # (brightness, sharpness, pixels); NaN: it canno
 def slices(
     fns: list,            # paths of validation photos
     right: np.ndarray,    # `[N]` bool, whether each was recognised
-    others: list = (),    # the set's other photos, which some may be like
+    others: list = (),    # the photos that were learned from, which some may be like
     least: int = 5,       # photos in a slice; what is smaller is left out
 ) -> pd.DataFrame: # a row a slice, all photos first: slice, n, right (share), low, high (95 % interval)
     "How often the model is right for photos that have something in common."
     right = np.asarray(right, dtype=bool)
     with ThreadPoolExecutor() as pool: traits = np.array([*pool.map(_traits, fns)], dtype=float).reshape(-1, 3).T
     parts = {'all': np.ones(len(fns), dtype=bool)}
-    for name, values in zip(('the darkest fifth', 'the least sharp fifth', 'the smallest fifth'), traits): parts[name] = values <= np.nanquantile(values, .2) if np.isfinite(values).any() else values > 0
+    for name, values in zip(('the darkest fifth', 'the least sharp fifth', 'the smallest fifth'), traits): parts[name] = (values <= np.nanquantile(values, .2)) & (np.nanmin(values) < np.nanmax(values)) if np.isfinite(values).any() else values > np.inf
     together = groups([*fns, *others]) if len(fns) + len(others) else np.array([])
-    alike = Counter(together.tolist())
-    shared = np.array([alike[g] > 1 for g in together[:len(fns)]], dtype=bool)
-    parts |= {'has others like it': shared, 'stands alone': ~shared}
+    taught = {*together[len(fns):].tolist()}
+    shared = np.array([g in taught for g in together[:len(fns)]], dtype=bool)
+    if len(others): parts |= {'like training photos': shared, 'unlike any of them': ~shared}
     rows = manifest_of([*fns])
     sources = [str(rows.get(fn, {}).get('source') or '') for fn in map(Path, fns)]
     parts |= {f'from {s}': np.array([o == s for o in sources], dtype=bool) for s in sorted({*sources} - {''})}

@@ -18,7 +18,7 @@ from .core import BearclfError, data_url, open_photo, printable, write_atomic
 from .data import photo_set
 from .folder import read_manifest
 from .interpret import calibration_error, coverage, heatmap, most_confused, per_label, plot_coverage, plot_reliability, reliability, slices
-from .moves import follow, read_journal
+from .moves import follow, read_journal, settle
 from .train import any_script, read_run, run_learner, run_moves, run_source
 
 # %% ../nbs/05b_report.ipynb #4cdaf5a8
@@ -32,7 +32,7 @@ class Judged:
     labels: list        # as the run was trained
     probs: np.ndarray   # `[N, C]`
     gone: list          # names of photos that are no longer there
-    others: list        # paths of the photos that it learned from
+    others: list        # paths of the set's other photos, less those left out of training
     maps: Callable      # paths → `[N, h, w, C]` heat maps; None where the network has none
 
     @property
@@ -62,13 +62,14 @@ def judge(
     run = Path(run)
     record, source, learn = read_run(run), run_source(run, photos), run_learner(run)
     folder, table, fns = photo_set(source)
+    settle(folder)
     lines = run_moves(run, folder)
     places, label = {name: folder/follow(lines, name) for name in record['split']['valid']}, lambda name: table(folder/name) if table else Path(name).parent.name
     vocab = [str(v) for v in learn.dls.vocab]
     there = {name: fn for name, fn in places.items() if fn.is_file() and label(name) in vocab}
     if not there: raise BearclfError(f"None of the photos that validated {run} is in {source}: say where they are with --photos.")
     with learn.no_bar(), learn.no_logging(): probs = learn.get_preds(dl=learn.dls.test_dl([*there.values()]))[0]
-    return Judged(record, folder, vocab, [*there.values()], [label(name) for name in there], probs.numpy(), sorted(set(places) - set(there)), [fn for fn in fns if fn not in {*places.values()}], _maps(learn))
+    return Judged(record, folder, vocab, [*there.values()], [label(name) for name in there], probs.numpy(), sorted(set(places) - set(there)), [fn for fn in fns if fn not in {*places.values(), *(folder/name for name in record['split'].get('left_out', []))}], _maps(learn))
 
 # %% ../nbs/05b_report.ipynb #1c838d16
 def _text(value) -> str: # for HTML
@@ -132,13 +133,13 @@ def _hardest(j: Judged, most: int = 12) -> str:
 def _believed(j: Judged) -> str:
     ece, curve = calibration_error(j.probs, j.targets), coverage(j.probs, j.targets)
     half = curve.right[max(0, len(curve)//2 - 1)]
-    return _part('May its percentages be believed?', f'First: what the model said against how often it was right; on the line it means what it says (expected calibration error {ece:.3f}; the export corrects the mean). Second: how often it is right when it answers only the photos it is surest of; of the surest half, {half:.1%} are. If that curve does not rise to the left, its sureness tells nothing.',
+    return _part('May its percentages be believed?', f'First: what the model said against how often it was right; on the line it means what it says (expected calibration error {ece:.3f}; the export corrects the mean). Second: how often it is right when it answers only the photos it is surest of; of the surest half, {half:.1%} are. If that curve stays flat below 100 %, its sureness tells nothing.',
         '<div class="side">', _figure(plot_reliability(reliability(j.probs, j.targets)), 'Reliability diagram: share right over the probability said, in five groups'), _figure(plot_coverage(curve), 'Coverage curve: share right over the share of photos answered'), '</div>')
 
 def _sliced(j: Judged) -> str:
     t = slices(j.fns, j.right, j.others)
     rows = [_row([r.slice, r.n, _percent(r.right), f'{_percent(r.low)} to {_percent(r.high)}']) for r in t.itertuples()]
-    return _part('Photos that have something in common', 'A slice whose interval lies below that of all photos is where the model is weak: gather more of these. If photos that have others like them do much better than those that stand alone, the model remembers more than it understands.', _table(['photos', 'number', 'right', '95 % interval'], rows, 'Slices of the validation photos'))
+    return _part('Photos that have something in common', 'A slice whose interval lies below that of all photos is where the model is weak: gather more of these. If photos like those that it learned from do much better than photos unlike any of them, the model remembers more than it understands.', _table(['photos', 'number', 'right', '95 % interval'], rows, 'Slices of the validation photos'))
 
 def _warnings(split: dict) -> list: # what speaks against the numbers
     said = [f'{_text(k)}: more than half of its photos are {_text(why)}, on both sides of the split.' for k, why in (split.get('parted') or {}).items()]

@@ -143,19 +143,20 @@ def _copies_against(fns, labels, pairs, name):
         other = labels[i] != labels[j]
         yield i, 'copy', 1. if other else .8, f'like {name(fns[j])}' + (', under another label' if other else ''), '', name(fns[j])
 
-def _learned(learn: Learner, fns: list) -> dict: # index → (split, loss, what it says, how probable that is)
+def _learned(learn: Learner, fns: list) -> dict: # index → (split, loss, what it says, how probable that is, how probable its own label)
     "What a learner, with the transforms of validation, says of the photos that it was trained and validated on."
     at, found = {os.path.abspath(fn): i for i, fn in enumerate(fns)}, {}
     for split, dl in zip(('train', 'valid'), learn.dls):
         own = [fn for fn in dl.items if os.path.abspath(fn) in at]
         if not own: continue
         probs, _, losses = learn.get_preds(dl=learn.dls.test_dl(own, with_labels=True), with_loss=True)
-        found |= {at[os.path.abspath(fn)]: (split, loss.item(), str(learn.dls.vocab[p.argmax()]), p.max().item()) for fn, p, loss in zip(own, probs, losses)}
+        own_label = lambda fn: learn.dls.vocab.o2i.get(Path(fn).parent.name)
+        found |= {at[os.path.abspath(fn)]: (split, loss.item(), str(learn.dls.vocab[p.argmax()]), p.max().item(), 0. if own_label(fn) is None else p[own_label(fn)].item()) for fn, p, loss in zip(own, probs, losses)}
     return found
 
 def _losses_against(labels, learned):
-    for i, (split, loss, said, p) in learned.items():
-        if said != labels[i]: yield i, 'loss', 1 - math.exp(-loss), f'{p:.0%} {said}, by the model, which {"learned from" if split == "train" else "had never seen"} it (loss {loss:.1f})', said, ''
+    for i, (split, loss, said, p, own) in learned.items():
+        if said != labels[i]: yield i, 'loss', 1 - own, f'{p:.0%} {said}, by the model, which {"learned from" if split == "train" else "had never seen"} it (loss {loss:.1f})', said, ''
 
 def _strange(far):
     for i in np.flatnonzero(far > 3): yield int(i), 'stranger', float(far[i]/(far[i] + 3)), f'{far[i]:.1f} standard deviations from the others', '', ''
