@@ -80,7 +80,7 @@ class PhotoCleaner(AnyWidget):
         table = suspects(self.folder, learn) if table is None else table.fillna(dict.fromkeys(('reasons', 'why', 'suggested', 'twin'), ''))
         ids = {file: i for i, file in enumerate(table.file)}
         self.rows = {i: row | dict(id=i, twin=ids.get(row['twin']), split=row.get('split') or side_of(Path(row['file']))) for i, row in enumerate(table.to_dict('records'))}  # most suspect first
-        self.labels, self.per_page = sorted({*table.label, *table.suggested, *map(check_label, labels)} - {''}), per_page
+        self.labels, self.per_page = sorted({*table.label, *table.suggested, *map(check_label, [labels] if isinstance(labels, str) else labels)} - {''}), max(1, per_page)
         self.marks, self.hashes, self.was = {}, {}, {}  # file → mark; file → SHA-256 when it was shown; where it lies now → its row before
         self.view, self.pool = dict(label='', split='', reason='', marked='', page=0), ThreadPoolExecutor(os.cpu_count())
         self.on_msg(self._received)
@@ -151,7 +151,7 @@ def _received(self: PhotoCleaner, _, message: dict, buffers: list):
     kind, view = message.get('kind'), message.get('view')
     row = self.rows.get(id) if type(id := message.get('id')) is int else None
     try:
-        if kind == 'mark' and row: self.mark(row['file'], str(message.get('mark'))); self.send(dict(kind='marks', marks=len(self.marks)))
+        if kind == 'mark' and row and isinstance(message.get('mark'), str): self.mark(row['file'], message['mark']); self.send(dict(kind='marks', marks=len(self.marks)))
         elif kind == 'show': self.view |= {k: v for k, v in view.items() if k in self.view and type(v) is type(self.view[k])} if isinstance(view, dict) else {}; self.show()
         elif kind == 'apply': self.apply()
         elif kind == 'undo': self.undo()
