@@ -120,17 +120,12 @@ def test_cleaning_while_a_model_is_trained_is_followed(trained, tmp_path, monkey
     from bearclf.compare import held_out
     at, valid, other = trained
     shutil.copytree(at/"photos", tmp_path/"photos")
-    fit, marks = bearclf.train._fit, {}
-    def cleaned_meanwhile(learn, *args):
-        stopped, file = fit(learn, *args), min(learn.dls.valid_ds.items).relative_to(tmp_path/"photos").as_posix()
-        with Image.open(tmp_path/"photos"/file) as im: im.load()
-        marks[file] = other(file)
-        return stopped
-    monkeypatch.setattr(bearclf.train, "_fit", cleaned_meanwhile)
-    put = bearclf.train.put_folder
-    monkeypatch.setattr(bearclf.train, "put_folder", lambda *args: (apply_marks(tmp_path/"photos", marks), put(*args))[1])
+    write = bearclf.train._write_run
+    def cleaned_meanwhile(learn, record, rows, part):
+        write(learn, record | dict(created="2099-01-01T00:00:00+00:00"), rows, part)  # as if the training had taken long
+        file = record["split"]["valid"][0]
+        apply_marks(tmp_path/"photos", {file: other(file)})
+    monkeypatch.setattr(bearclf.train, "_write_run", cleaned_meanwhile)
     bearclf.train.train(tmp_path/"photos", tmp_path/"run", **FAST)
-    run = json.loads((tmp_path/"run"/"run.json").read_text())
-    (tmp_path/"run"/"run.json").write_text(json.dumps(run | dict(created="2099-01-01T00:00:00+00:00")))  # as if the training had taken long
-    (file, label), = marks.items()
-    assert held_out(tmp_path/"run")[file].startswith(f"{label}/")
+    file, place = next(iter(held_out(tmp_path/"run").items()))
+    assert place.startswith(other(file) + "/")
