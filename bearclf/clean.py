@@ -13,7 +13,6 @@ from io import BytesIO
 
 from anywidget import AnyWidget
 from fastai.vision.all import *
-from fastai.vision.widgets import ImageClassifierCleaner
 
 from . import moves
 from .cache import PhotoCache, _stamp, photo_hash
@@ -141,9 +140,14 @@ def show(self: PhotoCleaner,
     for row in later: self.pool.submit(_shown, self.folder/row['file'])
 
 def _last_step(folder: Path, said: str) -> dict: # undo: how many photos the next `undo` would bring back; said: also what is wrong with the journal
-    try: steps = open_steps(read_journal(folder))
+    journal = folder/'cleaning.jsonl'
+    try: return dict(undo=_undoable(folder, _stamp(journal)) if journal.is_file() else 0, said=said)
     except BearclfError as e: return dict(undo=0, said=said or str(e))
-    return dict(undo=steps[[*steps][-1]] if steps else 0, said=said)
+
+@lru_cache(1)
+def _undoable(folder: Path, stamp: tuple) -> int: # read anew when the journal has changed, not for each page
+    steps = open_steps(read_journal(folder))
+    return steps[[*steps][-1]] if steps else 0
 
 @patch
 def _received(self: PhotoCleaner, _, message: dict, buffers: list):

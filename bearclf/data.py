@@ -105,7 +105,7 @@ class GroupSplitter:
         inside = set(valid)
         train = L(i for i in range_of(fns) if i not in inside)
         self.left_out = self._beside(train, {self.groups[i] for i in valid}, labels) if self.apart else []
-        train = L(i for i in train if i not in self.left_out)
+        train = L(sorted({*train} - {*self.left_out}))
         taught = {self.groups[i] for i in train}
         self.leaks = [fns[i] for i in valid if self.groups[i] in taught]
         return train, L(valid)

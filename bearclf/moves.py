@@ -247,18 +247,24 @@ def open_steps(
     lines: list,  # from `read_journal`
 ) -> dict: # step → how many photos it moved; the latest last
     "The steps that can be undone."
-    return dict(Counter(line['step'] for line in _open(lines)))
+    return dict(Counter(line['step'] for line in _open(lines).values()))
 
-def _open(lines: list) -> list: # those that have not been undone
+def _open(lines: list) -> dict: # position → line, of those that have not been undone
     undone = {(line.get('undoes'), line.get('of')) for line in lines}
-    return [line for line in lines if line.get('action') != 'undo' and (line['step'], line['file']) not in undone]
+    return {i: line for i, line in enumerate(lines) if line.get('action') != 'undo' and (line['step'], line['file']) not in undone}
+
+def _places(lines: list) -> dict: # position → where the photo of that line lies now, as `follow` finds it for one; in one pass
+    moved = {}  # place → positions of the lines that brought its photo there
+    for i, line in enumerate(lines): moved[line['to']] = [*moved.pop(line['file'], []), i]
+    return {i: place for place, positions in moved.items() for i in positions}
 
 def _undo(folder: Path, step: str) -> Applied:
     "Lead one step back, for one who holds the lock."
     lines, wanted, listed, left = read_journal(folder), [], {}, {}
-    for line in _open(lines):
+    places = _places(lines)
+    for i, line in _open(lines).items():
         if line['step'] != step: continue
-        place = follow(lines[lines.index(line) + 1:], line['to'])
+        place = places.get(i, line['to'])
         if not os.path.lexists(folder/place): left[line['file']] = f'is no longer in {place}'; continue
         wanted.append((place, line['file'], f"undo: {line.get('reason') or line.get('action')}", dict(undoes=step, of=line['file'])))
         listed[place] = line['file'] if line['to'].startswith('.quarantine/') else place
