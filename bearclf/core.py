@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_WORK', 'DAMAGED', 'MAX_SCANS', 'MAX_PARTS',
            'MAX_EXIF', 'MALLOC', 'BearclfError', 'PhotoError', 'as_rgb', 'photo_bytes', 'open_photo', 'shut',
-           'photo_files', 'sha256', 'write_atomic', 'printable', 'data_url', 'mallopt', 'now']
+           'photo_files', 'sha256', 'write_atomic', 'printable', 'data_url', 'mallopt', 'now', 'check_port']
 
 # %% ../nbs/00_core.ipynb #00-core-002
-import base64, ctypes, hashlib, json, os, struct, sys, warnings
+import base64, ctypes, errno, hashlib, json, os, socket, struct, sys, warnings
 from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
@@ -286,3 +286,18 @@ def mallopt(
 def now() -> str: # as in 2026-11-22T14:20:09+00:00
     "The time as ISO 8601, in UTC."
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
+# %% ../nbs/00_core.ipynb #09120b47
+def check_port(
+    port: int,
+    ip: str,  # of this computer; '0.0.0.0' for all it has
+):
+    "Raise `BearclfError` unless a server can listen there."
+    with socket.socket() as s:
+        if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind((ip, port))
+        except OverflowError: raise BearclfError(f"There is no port {port}: choose one from 1024 to 65535.") from None
+        except OSError as e:
+            if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL: raise BearclfError(f"{ip} is no address of this computer: use 127.0.0.1 or 0.0.0.0 with --ip.") from None
+            why = 'is in use' if e.errno == errno.EADDRINUSE else f'cannot be used ({e.strerror})'
+            raise BearclfError(f"Port {port} {why}: choose another with --port.") from None

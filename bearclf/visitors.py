@@ -7,7 +7,7 @@ __all__ = ['CAN_FORK', 'WARM', 'BUSY', 'PAINTED', 'ALONE', 'IDLE', 'UNSENT', 'RO
            'OwnKernel', 'Tidy', 'run_page']
 
 # %% ../nbs/09a_visitors.ipynb #2724711d
-import asyncio, errno, gc, json, logging, os, secrets, select, signal, socket, subprocess, sys, tempfile
+import asyncio, gc, json, logging, os, secrets, select, signal, socket, subprocess, sys, tempfile
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import import_module
@@ -22,7 +22,7 @@ from traitlets.config import Config
 
 from .app import front
 from .classify import bundle_folder, load_bundle
-from .core import BearclfError
+from .core import BearclfError, check_port
 
 # %% ../nbs/09a_visitors.ipynb #edc0c1d8
 def _be_kernel(
@@ -250,20 +250,6 @@ def _page_notebook() -> Path:
     places = [package/'pages'/'app.ipynb', package.parent/'nbs'/'app.ipynb']
     return next(p for p in places if p.is_file())
 
-def _check_port(
-    port: int,
-    ip: str,
-):
-    "Raise `BearclfError` unless a server can listen there."
-    with socket.socket() as s:
-        if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind((ip, port))
-        except OverflowError: raise BearclfError(f"There is no port {port}: choose one from 1024 to 65535.") from None
-        except OSError as e:
-            if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL: raise BearclfError(f"{ip} is no address of this computer: use 127.0.0.1 or 0.0.0.0 with --ip.") from None
-            why = 'is in use' if e.errno == errno.EADDRINUSE else f'cannot be used ({e.strerror})'
-            raise BearclfError(f"Port {port} {why}: choose another with --port.") from None
-
 # %% ../nbs/09a_visitors.ipynb #2220c6eb
 def _set_environment(
     bundle,  # as in `run_page`
@@ -374,7 +360,7 @@ def run_page(
     "Serve the page until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
     if visitors < 1: raise BearclfError(f"--visitors {visitors} lets nobody in: give at least 1.")
     load_bundle(bundle)
-    _check_port(port, ip)
+    check_port(port, ip)
     _set_environment(bundle)
     if log := log or os.environ.get('BEARCLF_LOG'): _set_log(log)
     from tornado.ioloop import IOLoop
