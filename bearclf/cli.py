@@ -302,13 +302,14 @@ def page(
     browser: bool = typer.Option(True, help='Open the page in a browser.'),
     visitors: int = typer.Option(64, help='At once, at most; more are asked to wait.'),
     log: Optional[str] = typer.Option(None, help='Put each answer on record, and ask whether it was right: a file, as bearclf.db, or the URL of a database.'),
+    frame: List[str] = typer.Option([], help='Another site that may show the page inside its own, as https://example.org; may be given several times.'),
 ):
     """Serve the Voilà page until Ctrl-C.
 
     Example: bearclf app --port 8866
     """
     from bearclf.visitors import run_page
-    run_page(bundle, port, open_browser=browser, ip=ip, visitors=visitors, log=log)
+    run_page(bundle, port, open_browser=browser, ip=ip, visitors=visitors, log=log, frames=tuple(frame))
 
 @app.command()
 def serve(

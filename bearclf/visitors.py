@@ -7,7 +7,7 @@ __all__ = ['CAN_FORK', 'WARM', 'BUSY', 'PAINTED', 'ALONE', 'IDLE', 'UNSENT', 'RO
            'OwnKernel', 'Tidy', 'run_page']
 
 # %% ../nbs/09a_visitors.ipynb #2724711d
-import asyncio, gc, json, logging, os, secrets, select, signal, socket, subprocess, sys, tempfile
+import asyncio, gc, json, logging, os, re, secrets, select, signal, socket, subprocess, sys, tempfile
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import import_module
@@ -173,6 +173,7 @@ PAINTED = '<!-- painted -->'  # in the template, below the upload button
 
 def _door(
     most: int,  # kernels
+    frames: tuple,  # as in `run_page`
 ) -> type:
     "The page's handler, which lets in as many as there is room for."
     from tornado.web import HTTPError
@@ -185,7 +186,8 @@ def _door(
             if path: raise HTTPError(404)  # there is one page
             self.xsrf_token  # asked for, it becomes a cookie, without which the page could not end its own kernel when it is left
             self.nonce = secrets.token_urlsafe(16)
-            self.set_header('Content-Security-Policy', self.content_security_policy.replace("'unsafe-inline'", f"'nonce-{self.nonce}'", 1))  # what `voila.json` says, but for its scripts
+            policy = self.content_security_policy.replace("'unsafe-inline'", f"'nonce-{self.nonce}'", 1)  # what `voila.json` says, but for its scripts
+            self.set_header('Content-Security-Policy', ' '.join([policy.rstrip('; '), *frames]))  # it ends with who may frame the page
             self.set_header('Cache-Control', 'no-store')  # the page names its kernel
             if Door.queue >= most: return self.busy()
             Door.queue += 1
@@ -317,11 +319,16 @@ def _no_goodbye(record) -> bool: # whether it is worth a word in the terminal
 
 def _server(
     visitors: int,  # at once, at most
+    frames: tuple,  # as in `run_page`
 ) -> type:
-    "Voilà with a door, and ending without noise: a kernel that is just starting comes up before it is ended, and a page that was being made for a visitor is not reported as an error."
+    "Voilà with a door, a word for load balancers, and ending without noise: a kernel that is just starting comes up before it is ended, and a page that was being made for a visitor is not reported as an error."
     import jupyter_server
     from tornado.ioloop import PeriodicCallback
+    from tornado.web import RequestHandler
     from voila.app import Voila
+
+    class Health(RequestHandler):
+        def get(self): self.finish(dict(status='ok'))
 
     class Server(Voila):
         def init_settings(self):
@@ -331,11 +338,11 @@ def _server(
             return super().init_settings()
 
         def init_handlers(self):
-            door = _door(visitors + self.voila_configuration.default_pool_size)
+            door = _door(visitors + self.voila_configuration.default_pool_size, frames)
             tidy = Tidy(self.kernel_manager)
             PeriodicCallback(tidy, 1000*ALONE/6).start()
             ours = lambda route, handler: door if route == '/(.*)' else _socket(handler) if route.endswith('/channels') else handler
-            return [(route, ours(route, handler), *more) for route, handler, *more in super().init_handlers() if route == '/(.*)' or any(own in route for own in ROUTES)]
+            return [('/health', Health)] + [(route, ours(route, handler), *more) for route, handler, *more in super().init_handlers() if route == '/(.*)' or any(own in route for own in ROUTES)]
 
         def stop(self):
             self.log.setLevel('CRITICAL')
@@ -356,9 +363,11 @@ def run_page(
     ip: str = '127.0.0.1',  # this machine only; '0.0.0.0': everybody who can reach it
     visitors: int = 64,     # at once, at most
     log: Union[str, os.PathLike, None] = None,  # file or URL of a predictions log; None: `$BEARCLF_LOG`, or no log
+    frames: tuple = (),     # other sites that may show the page inside theirs, such as 'https://huggingface.co'
 ):
     "Serve the page until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
     if visitors < 1: raise BearclfError(f"--visitors {visitors} lets nobody in: give at least 1.")
+    if wrong := [site for site in frames if not re.fullmatch(r'https?://[\w.*:-]+', site)]: raise BearclfError(f'"{wrong[0]}" is no address of a site: write for example --frame https://example.org.')
     load_bundle(bundle)
     check_port(port, ip)
     _set_environment(bundle)
@@ -367,4 +376,4 @@ def run_page(
     notebook = _page_notebook()
     server = dict(port=port, ip=ip, port_retries=0, open_browser=open_browser, config_file_paths=[str(notebook.parent)], log_level='ERROR')
     IOLoop.current().add_callback(_running, port)
-    _server(visitors).launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=OwnKernel, page_config_hook=_front)))
+    _server(visitors, frames).launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=OwnKernel, page_config_hook=_front)))

@@ -250,3 +250,34 @@ def test_mistake_is_one_line_and_status_2(tmp_path, mistake):
 def test_serves_no_file_beside_the_page(page_url, path):
     with pytest.raises(HTTPError) as e: urlopen(page_url + path, timeout=60)
     assert e.value.code in (400, 403, 404)
+
+
+def test_health_costs_no_kernel(serve):
+    server = serve(*app())
+    kernels = lambda: len(psutil.Process(server.pid).children(recursive=True))
+    before = kernels()
+    for _ in range(20): assert json.loads(urlopen(server.url + "health").read()) == {"status": "ok"}
+    assert kernels() <= before + 1  # the one that waits for a visitor may have come
+
+
+def test_in_a_frame_of_another_site(serve, chromium, bears, tmp_path):
+    "Nobody may frame the page, unless they are named."
+    port = free_port()
+    other = f"http://127.0.0.1:{port}"  # localhost and 127.0.0.1 are different sites to a browser
+    serve([sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)], other)
+    for options, shows in (([], False), (["--frame", other], True)):
+        command, url = app(*options)
+        serve(command, url)
+        context = chromium.new_context()
+        (tmp_path/"index.html").write_text(f"<iframe src='{url}' style='width:100%;height:600px'></iframe>")
+        tab = context.new_page()
+        tab.goto(f"{other}/")
+        page = tab.frame_locator("iframe")
+        if shows:
+            page.locator("#rendered_cells .bearclf-upload input").wait_for(state="attached", timeout=60_000)
+            page.locator(".bearclf-upload input").set_input_files(str(bears[0]))
+            expect(page.locator(".card .words")).to_be_visible(timeout=60_000)
+        else:
+            tab.wait_for_timeout(3000)
+            assert page.locator(".bearclf-upload").count() == 0
+        context.close()
