@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'main', 'gather', 'practice', 'check', 'train', 'report', 'Weights', 'export', 'convert', 'predict', 'page',
-           'serve']
+           'serve', 'Road', 'deploy']
 
 # %% ../nbs/13_cli.ipynb #13-cli-002
 import errno, json, os, sys, warnings
@@ -334,6 +334,30 @@ def serve(
     except ModuleNotFoundError as e: raise BearclfError(f"The service needs {e.name}: pip install 'bearclf[serve]'.") from e
     limits = Limits(body=megabytes*10**6, photos=photos, waiting=max(waiting, photos), rate=rate)
     run_service(bundle, port, ip, log, keys=read_keys(keys) if keys else [], origins=origin, limits=limits, batch=batch, workers=workers)
+
+class Road(str, Enum):
+    "Where a page shall run."
+    static = 'static'
+    docker = 'docker'
+    space = 'space'
+    binder = 'binder'
+
+@app.command()
+def deploy(
+    road: Road = typer.Argument(..., help='static: files for any web host, the model runs in the visitor\'s browser; docker: a container; space: a Docker Space of Hugging Face; binder: a repository for mybinder.org.'),
+    out: Path = typer.Argument(..., metavar='DIR', help='The folder to write; its README.md tells how to go on.'),
+    bundle: Optional[Path] = typer.Option(None, help='A bundle folder; default: the bears that come with bearclf.'),
+    force: bool = typer.Option(False, '--force', help='Renew a folder that an earlier deploy wrote; files of yours in it stay.'),
+):
+    """Write a folder that is ready to be put on the web.
+
+    Example: bearclf deploy static site
+    """
+    from bearclf.deploy import server_folder
+    from bearclf.static import static_page
+    folder = static_page(out, bundle, force) if road is Road.static else server_folder(road.value, out, bundle, force)
+    megabytes = sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())/1e6
+    print(f"{folder}: {megabytes:.1f} MB. How to go on is in {folder/'README.md'}.")
 
 @app.callback(invoke_without_command=True)
 def _version(

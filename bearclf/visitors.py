@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAN_FORK', 'WARM', 'BUSY', 'PAINTED', 'ALONE', 'IDLE', 'UNSENT', 'ROUTES', 'Forked', 'Warm', 'WarmProvisioner',
-           'OwnKernel', 'Tidy', 'run_page']
+           'OwnKernel', 'Tidy', 'page_notebook', 'run_page']
 
 # %% ../nbs/09a_visitors.ipynb #2724711d
 import asyncio, gc, json, logging, os, re, secrets, select, signal, socket, subprocess, sys, tempfile
@@ -246,7 +246,7 @@ class Tidy:
             if id in self.kernels: await self.kernels.shutdown_kernel(id, now=True)
 
 # %% ../nbs/09a_visitors.ipynb #ed034cc7
-def _page_notebook() -> Path:
+def page_notebook() -> Path:
     "The page's notebook: inside an installed package, or in `nbs/` of a checkout."
     package = Path(str(package_files('bearclf')))
     places = [package/'pages'/'app.ipynb', package.parent/'nbs'/'app.ipynb']
@@ -373,7 +373,7 @@ def run_page(
     _set_environment(bundle)
     if log := log or os.environ.get('BEARCLF_LOG'): _set_log(log)
     from tornado.ioloop import IOLoop
-    notebook = _page_notebook()
+    notebook = page_notebook()
     server = dict(port=port, ip=ip, port_retries=0, open_browser=open_browser, config_file_paths=[str(notebook.parent)], log_level='ERROR')
     IOLoop.current().add_callback(_running, port)
     _server(visitors, frames).launch_instance([str(notebook)], config=Config(Voila=server, VoilaConfiguration=dict(kernel_spec_manager_class=OwnKernel, page_config_hook=_front)))
