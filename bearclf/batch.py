@@ -295,20 +295,29 @@ def _packed(clf: Classifier) -> dict: # name → bytes
 QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_DATA_DISABLE_PROGRESS_BARS='1', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0', RAY_BACKEND_LOG_LEVEL='fatal')
 
 @contextmanager
+def _hushed():
+    "Nothing on stderr, also from what is not Python."
+    kept = os.dup(2)
+    with open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), 2)
+    try: yield
+    finally: os.dup2(kept, 2); os.close(kept)
+
+@contextmanager
 def _cluster(address: Optional[str], cores: int):
     "Ray: the one that is running here already, the one at `address`, or one on this machine that ends with the block."
     for name, value in QUIET.items(): os.environ.setdefault(name, value)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # Ray's loggers set their own levels as they go
-    import ray
+    with _hushed(): import ray
     own = {} if address else dict(num_cpus=cores, include_dashboard=False, object_store_memory=2**28)
-    started = not ray.is_initialized()
+    joined = ray.is_initialized()
     try:
-        if started: ray.init(address or 'local', log_to_driver=False, logging_level='ERROR', **own)
-    except (OSError, RuntimeError, ValueError) as e: raise BearclfError(f"Ray cannot be had at {address or 'this machine'} ({str(e).splitlines()[0] if str(e) else type(e).__name__}): see that it runs there (`ray status`), in this version ({ray.__version__}).") from e
-    try: yield ray
+        with _hushed(): joined or ray.init(address or 'local', log_to_driver=False, logging_level='ERROR', **own)
+        yield ray
+    except (ConnectionError, TimeoutError) as e: raise BearclfError(f"No Ray answers at {address or 'this machine'}: see with `ray status` that it runs there.") from e
+    except ray.exceptions.RayError as e: raise BearclfError(f"Ray gave up ({printable(str(e).strip().splitlines()[-1])}): what is done is kept, run the same again to go on.") from e
     finally:
-        if started: ray.shutdown()
+        joined or ray.shutdown()
         logging.disable(before)
 
 def _ray(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], address: Optional[str] = None) -> Iterator[tuple]:
@@ -317,8 +326,7 @@ def _ray(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], ad
         most = cores or max(1, int(ray.cluster_resources().get('CPU', 1)))
         items = [dict(part=k, first=rows[0], wheres=json.dumps([listing.where(i) for i in rows])) for k, rows in asks]
         parts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(_Actor, fn_constructor_args=[ray.put(_packed(clf))], batch_size=1, num_cpus=1, compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most))
-        try: yield from ((row['part'], row['data']) for row in parts.iter_rows())
-        except ray.exceptions.RayError as e: raise BearclfError(f"Ray gave up ({str(e).strip().splitlines()[-1]}): what is done is kept, run the same again to go on.") from e
+        yield from ((row['part'], row['data']) for row in parts.iter_rows())
 
 # %% ../nbs/11a_batch.ipynb #26f13112
 ENGINES = dict(local=_local, ray=_ray)
