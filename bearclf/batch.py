@@ -6,7 +6,7 @@
 __all__ = ['CHANGED', 'ROWS', 'QUIET', 'ENGINES', 'Listing', 'photos_in', 'answer_part', 'Summary', 'batch']
 
 # %% ../nbs/11a_batch.ipynb #ff9d81f4
-import json, logging, os
+import json, logging, os, socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from glob import escape, glob
@@ -46,13 +46,13 @@ def _storage(
     "Who can read `url`."
     import fsspec
     try: return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as e: raise BearclfError(f'{url} is of a kind that cannot be read here ({e}): install what it asks for, or check the address.') from e
+    except (ImportError, ValueError) as e: raise PhotoError(f'{url} is of a kind that cannot be read here ({e}): install what it asks for, or check the address.') from e
 
 @contextmanager
 def _told(url: str):
     "Each store has errors of its own, which share no class: here they become one sentence."
     try: yield
-    except BearclfError: raise
+    except PhotoError: raise
     except Exception as e: raise PhotoError(f"{url} cannot be read: {str(e).splitlines()[0] if str(e) else type(e).__name__}.") from e
 
 # %% ../nbs/11a_batch.ipynb #1523cefc
@@ -89,7 +89,7 @@ def _in_store(url: str) -> list: # sorted URLs
     "The photos in a store, below a folder or as a pattern says."
     fs, path = _storage(url)
     with _told(url): found = fs.glob(path) if '*' in path else fs.find(path)
-    return sorted(fs.unstrip_protocol(p) for p in found if _is_photo(urlsplit(p).path) and '/.' not in p[len(path.split('*')[0]):])
+    return sorted(fs.unstrip_protocol(p) for p in found if _is_photo(urlsplit(p).path) and '/.' not in '/' + p[len(path.split('*')[0]):])
 
 def _by_pattern(src: str) -> list: # sorted paths
     return sorted(p for p in glob(src, recursive=True) if _is_photo(p) and os.path.isfile(p))
@@ -128,7 +128,7 @@ class _Reader:
             self.fetch = self.fetch or Fetcher(private=True)
             turn = self.turns.setdefault(host, Semaphore(AT_ONCE.get(host, 4)))
         try:
-            with turn: return self.fetch.get(url, max_bytes=MAX_FILE)
+            with turn: return self.fetch.get(url)
         except FetchError as e: raise PhotoError(f'{url} cannot be fetched: {e}.') from e
 
     def _from_store(self, url):
@@ -302,6 +302,12 @@ def _hushed():
     try: yield
     finally: os.dup2(kept, 2); os.close(kept)
 
+def _knock(address: str):
+    "Raise `ConnectionError` if nobody is there: Ray itself would try for minutes."
+    host, _, port = address.rpartition(':')
+    try: port.isdigit() and socket.create_connection((host.strip('[]'), int(port)), 5).close()
+    except (OSError, OverflowError) as e: raise ConnectionError(str(e)) from e
+
 @contextmanager
 def _cluster(address: Optional[str], cores: int):
     "Ray: the one that is running here already, the one at `address`, or one on this machine that ends with the block."
@@ -312,6 +318,7 @@ def _cluster(address: Optional[str], cores: int):
     own = {} if address else dict(num_cpus=cores, include_dashboard=False, object_store_memory=2**28)
     joined = ray.is_initialized()
     try:
+        if address: _knock(address)
         with _hushed(): joined or ray.init(address or 'local', log_to_driver=False, logging_level='ERROR', **own)
         yield ray
     except (ConnectionError, TimeoutError) as e: raise BearclfError(f"No Ray answers at {address or 'this machine'}: see with `ray status` that it runs there.") from e
@@ -360,14 +367,16 @@ def _at_work(out: Path, parts: _Parts, force: bool):
     "Work on a batch, with nobody else at the same time; its parts are taken away if the block ends well, or none is there."
     there = BearclfError(f'{out} is there already: name another file, or replace it with --force.')
     if out.exists() and not parts.folder.exists() and not force: raise there
-    with locked(parts.folder):
-        parts.begin(force)
-        if out.exists() and not force and _failed(out, parts.run) is None: raise there
-        for old in out.parent.glob(f'.{escape(out.name)}.*.part'): old.unlink()
-        try: yield; parts.clear()
-        finally:
-            if not any(parts.folder.glob('*.parquet')): parts.clear(); (parts.folder/'.lock').unlink()
-    with suppress(OSError): parts.folder.rmdir()
+    try:
+        with locked(parts.folder):
+            parts.begin(force)
+            if out.exists() and not force and _failed(out, parts.run) is None: raise there
+            for old in out.parent.glob(f'.{escape(out.name)}.*.part'): old.unlink()
+            try: yield; parts.clear()
+            finally:
+                if not any(parts.folder.glob('*.parquet')): parts.clear(); (parts.folder/'.lock').unlink()
+    finally:
+        with suppress(OSError): parts.folder.rmdir()  # where others have things in it, it stays
 
 def _work(
     parts: _Parts,
@@ -388,7 +397,7 @@ def batch(
     out: Union[str, os.PathLike],  # the Parquet file to write; what is done so far lies in a folder beside it
     bundle: Union[str, os.PathLike, None] = None,  # None: see `bundle_folder`
     engine: str = 'local',          # or 'ray'
-    address: Optional[str] = None,  # of a Ray cluster: 'auto', 'host:6379', 'ray://host:10001'; None: Ray is started here, and stopped again
+    address: Optional[str] = None,  # of a Ray cluster: 'auto' or 'host:6379'; None: Ray is started here, and stopped again
     workers: Optional[int] = None,  # None: one a core
     column: Optional[str] = None,   # of a table; None: `url` or `file`
     log: Optional[str] = None,      # also put the answers into this predictions log: a file, or the URL of a database
