@@ -78,8 +78,9 @@ def _table(src: str, column: Optional[str]) -> Listing:
     except (ArrowException, ValueError) as e: raise BearclfError(f"{src} cannot be read as a table ({str(e).splitlines()[0]}): write it as CSV in UTF-8, or as Parquet.") from e
     name = next((o for o in ([column] if column else ['url', 'file']) if o in table.column_names), None)
     if not name: raise BearclfError(f"{src} has no column {column or 'url or file'}, but {', '.join(map(printable, table.column_names))}: name the one with the photos with --column.")
-    files = ['' if file is None else str(file) for file in table[name].to_pylist()]
-    return Listing(files, src.rpartition('/')[0] + '/' if '://' in src else str(Path(src).parent), table['id'].combine_chunks() if 'id' in table.column_names else None)
+    of = dict(zip(table.column_names, table.columns))
+    files = ['' if file is None else str(file) for file in of[name].to_pylist()]
+    return Listing(files, src.rpartition('/')[0] + '/' if '://' in src else str(Path(src).parent), of['id'].combine_chunks() if 'id' in of else None)
 
 # %% ../nbs/11a_batch.ipynb #5091745a
 def _is_photo(path: str) -> bool: # by its name, and not hidden
@@ -201,6 +202,11 @@ class _Parts:
     def done(self) -> int: return self.photos - sum(len(self.rows(k)) for k in self.todo())
     def todo(self) -> list: return [k for k in range(len(self)) if not self.path(k).exists()]
 
+    def read(self, k: int): # pyarrow table
+        from pyarrow import ArrowException, parquet
+        try: return parquet.ParquetFile(self.path(k)).read()
+        except ArrowException as e: raise BearclfError(f'{self.path(k)} is damaged: remove it, and run the same again.') from e
+
     def begin(self, force: bool):
         "Go on with what is there, or note what will be."
         old = self._noted(force)
@@ -247,6 +253,8 @@ def _named(table, files: list, ids, fingerprint: str): # pyarrow tables
 def _text(name: str) -> str: # a name need not be UTF-8, and Parquet's text is
     return name.encode('utf-8', 'backslashreplace').decode()
 
+def _errors(table) -> int: return len(table) - table['error'].null_count
+
 def _join(out: Path, parts: _Parts, listing: Listing, fingerprint: str) -> int: # rows with an error
     "Write `out`."
     import pyarrow as pa
@@ -254,8 +262,8 @@ def _join(out: Path, parts: _Parts, listing: Listing, fingerprint: str) -> int: 
     failed, tables, writer = 0, [], None
     with replacing(out, sync=True) as f:
         for k in range(len(parts)):
-            tables.append(_named(parquet.read_table(parts.path(k)), listing.files, listing.ids, fingerprint))
-            failed += len(tables[-1]) - tables[-1]['error'].null_count
+            tables.append(_named(parts.read(k), listing.files, listing.ids, fingerprint))
+            failed += _errors(tables[-1])
             if sum(map(len, tables)) < ROWS and k < len(parts) - 1: continue
             rows = pa.concat_tables(tables)
             writer = writer or parquet.ParquetWriter(f, rows.schema.with_metadata(dict(run=parts.run)))
@@ -268,7 +276,7 @@ def _failed(out: Path, run: str) -> Optional[int]: # None: `out` is not the whol
     from pyarrow import ArrowException, parquet
     try: whole = out.exists() and (parquet.read_schema(out).metadata or {}).get(b'run') == run.encode()
     except (ArrowException, OSError): return None
-    return sum(e is not None for e in parquet.read_table(out, columns=['error'])['error'].to_pylist()) if whole else None
+    return _errors(parquet.ParquetFile(out).read(['error'])) if whole else None
 
 # %% ../nbs/11a_batch.ipynb #13fbdc90
 def _local(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], address=None) -> Iterator[tuple]:
@@ -387,6 +395,7 @@ def _work(
 ):
     "Keep each part that `answers` brings."
     todo, done = parts.todo(), parts.done()
+    if progress: progress(done, parts.photos)
     for k, data in answers([(k, parts.rows(k)) for k in todo]) if todo else ():
         _keep(parts, k, data, clf, log)
         done += len(parts.rows(k))

@@ -132,7 +132,7 @@ def test_killed_again_and_again(tmp_path, drawn, whole):
     "SIGKILL at random moments; in the end each photo has one row, and one line in the predictions log."
     rng, killed, parts, seen = random.Random(int(time.time())), 0, tmp_path/"a.parquet.parts", 0
     args = drawn, tmp_path/"a.parquet", "--part", 4, "--log", tmp_path/"log.db", "--workers", 1
-    for _ in range(6):
+    for _ in range(4):
         process, end = start(*args), time.monotonic() + 60
         while process.poll() is None and len(list(parts.glob("*.parquet"))) <= seen and time.monotonic() < end: time.sleep(.005)
         time.sleep(rng.random()/4)
@@ -140,7 +140,11 @@ def test_killed_again_and_again(tmp_path, drawn, whole):
         killed += process.wait() == -signal.SIGKILL
         process.communicate()
         seen = len(list(parts.glob("*.parquet")))
-    assert killed > 2
+    assert killed > 1
+    process = start(*args)
+    while process.poll() is None and len(list(parts.glob("*.parquet"))) <= seen: time.sleep(.005)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "bearclf: stopped\n" and process.returncode == 130 and parts.exists()
     status, out, err = run(*args)
     assert status == 1 and err == "" and "by an earlier run" in out
     alike(tmp_path/"a.parquet", whole)
