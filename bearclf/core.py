@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_WORK', 'DAMAGED', 'MAX_SCANS', 'MAX_PARTS',
            'MAX_EXIF', 'MALLOC', 'BearclfError', 'PhotoError', 'as_rgb', 'photo_bytes', 'open_photo', 'shut',
-           'photo_files', 'sha256', 'write_atomic', 'printable', 'data_url', 'mallopt', 'now', 'check_port']
+           'photo_files', 'sha256', 'replacing', 'write_atomic', 'printable', 'data_url', 'mallopt', 'now',
+           'check_port']
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import base64, ctypes, errno, hashlib, json, os, socket, struct, sys, warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -243,22 +244,33 @@ def _bytes(text: str) -> bytes:
     try: return text.encode('utf-8', 'surrogateescape')
     except UnicodeEncodeError: return text.encode('utf-8', 'backslashreplace')
 
-def write_atomic(
+@contextmanager
+def replacing(
     path: Union[str, os.PathLike],  # where the file shall be; its folder is made
-    data: Union[bytes, str, dict],  # bytes, text, or what becomes indented JSON
-) -> Path: # `path`
-    "Write `data` to `path` in one step."
+    sync: bool = False,             # True: wait until the disk has it, so that it also survives a power cut
+): # yields an open binary file; nobody sees it at `path` before the block has ended well
+    "A file that is written in one step, however long that takes."
     path = Path(path)
-    if isinstance(data, (dict, list)): data = json.dumps(data, indent=1, ensure_ascii=False) + '\n'
-    if isinstance(data, str): data = _bytes(data)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        part.write_bytes(data)
+        with open(part, 'wb') as f:
+            yield f
+            if sync: f.flush(); os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e: e.filename, e.filename2 = str(path), None; raise  # the name that its owner knows
     finally: part.unlink(missing_ok=True)
-    return path
+
+def write_atomic(
+    path: Union[str, os.PathLike],  # where the file shall be; its folder is made
+    data: Union[bytes, str, dict],  # bytes, text, or what becomes indented JSON
+    sync: bool = False,             # as for `replacing`
+) -> Path: # `path`
+    "Write `data` to `path` in one step."
+    if isinstance(data, (dict, list)): data = json.dumps(data, indent=1, ensure_ascii=False) + '\n'
+    if isinstance(data, str): data = _bytes(data)
+    with replacing(path, sync) as f: f.write(data)
+    return Path(path)
 
 # %% ../nbs/00_core.ipynb #00-core-041
 def printable(text: str) -> str: # on one line

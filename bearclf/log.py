@@ -25,7 +25,7 @@ from .core import BearclfError, printable, sha256
 # %% ../nbs/08a_log.ipynb #6a6d1624
 _meta = MetaData()
 PREDICTIONS = Table('predictions', _meta,
-    Column('id', String(32), primary_key=True),      # random
+    Column('id', String(32), primary_key=True),      # random, or what `write_many` was given
     Column('time', DateTime, nullable=False, index=True),  # UTC
     Column('stage', String(16), nullable=False),     # how far the model is let out: 'open'; later also 'shadow' and 'supervised'
     Column('bundle', String(64), nullable=False),    # `Classifier.fingerprint`
@@ -141,9 +141,26 @@ class PredictionsLog:
         stage: str = 'open',
     ) -> str: # the row's id
         "Add a row."
-        row = dict(id=uuid4().hex, time=_now(), stage=stage, bundle=bundle, sha256=sha256(photo), probs=answer.probs, known=answer.known, verdict=answer.verdict, shown=shown, consent=False)
+        row = self._row(uuid4().hex, answer, sha256(photo), bundle, shown, stage)
         with self._changing() as db: db.execute(insert(PREDICTIONS), row)
         return row['id']
+
+    def _row(self, id: str, answer: Answer, sha: str, bundle: str, shown, stage) -> dict:
+        return dict(id=id, time=_now(), stage=stage, bundle=bundle, sha256=sha, probs=answer.probs, known=answer.known, verdict=answer.verdict, shown=shown, consent=False)
+
+    def write_many(self,
+        answers: list,   # of (id, `Answer`, SHA-256 of the photo); the ids are yours, 32 hex digits each
+        bundle: str,     # `Classifier.fingerprint`
+        stage: str = 'open',
+    ) -> int: # rows added
+        "Add rows that nobody was shown, all of them or none. What was written before, under the same id, is not written again."
+        if not answers: return 0
+        ids = [id for id, *_ in answers]
+        with self._changing() as db:
+            there = set(db.scalars(select(PREDICTIONS.c.id).where(PREDICTIONS.c.id.between(min(ids), max(ids)))))
+            rows = [self._row(id, answer, sha, bundle, None, stage) for id, answer, sha in answers if id not in there]
+            if rows: db.execute(insert(PREDICTIONS), rows)
+        return len(rows)
 
     def tell(self,
         id: str,                       # from `write`
