@@ -221,10 +221,11 @@ def _hash(key: str) -> bytes: return hashlib.sha256(key.encode('utf-8', 'surroga
 def _key_check(keys: list):
     "A dependency that raises 401 unless one of `keys` came with the request, and returns whose rate counts."
     hashes = [_hash(key) for key in keys]
-    async def key(request: Request, key: Optional[str] = Depends(APIKeyHeader(name='X-API-Key', auto_error=False))):
-        if hashes and sum(hmac.compare_digest(_hash(key or ''), h) for h in hashes) == 0: raise Problem(401, 'This service asks for a key, in the header X-API-Key.', {'WWW-Authenticate': 'ApiKey'})
-        return key or (request.client.host if request.client else '')
-    return key
+    async def address(request: Request): return request.client.host if request.client else ''
+    async def key(key: Optional[str] = Depends(APIKeyHeader(name='X-API-Key', auto_error=False))):
+        if sum(hmac.compare_digest(_hash(key or ''), h) for h in hashes) == 0: raise Problem(401, 'This service asks for a key, in the header X-API-Key.', {'WWW-Authenticate': 'ApiKey'})
+        return key
+    return key if hashes else address
 
 def _rate_check(rate: Optional[str], key):
     "A dependency that raises 429 for a client who asks too often."
@@ -285,7 +286,7 @@ class Health(BaseModel):
 
 PHOTO = dict(type='string', format='binary')
 BODY = {'requestBody': dict(required=True, content={
-    'multipart/form-data': dict(schema=dict(type='object', properties=dict(photo=dict(type='array', items=PHOTO, minItems=1)), required=['photo'])),
+    'multipart/form-data': dict(schema=dict(type='object', properties=dict(photo=dict(type='array', items=PHOTO, minItems=1)), required=['photo']), encoding=dict(photo=dict(contentType='image/*'))),
     'image/*': dict(schema=PHOTO), 'application/octet-stream': dict(schema=PHOTO)})}
 WHY = {400: 'There is no photo in the request', 401: 'The key is missing or wrong', 404: 'There is no such address', 405: 'The method is another one', 408: 'The request arrives too slowly', 413: 'It is too large', 415: 'It is no photo and no form',
        422: 'None of the files is a photo', 429: 'Too often', 503: 'Too many ask at once'}

@@ -2,6 +2,7 @@
 import json, os, random, shutil, signal, socket, statistics, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import psutil
@@ -246,6 +247,17 @@ def test_more_than_can_be_answered(start, shared_photos):
     half = len(memory)//2
     assert max(memory[half:]) < max(memory[:half])*1.25 + 30, memory
     assert client.get("/health").json()["waiting"] <= 16
+
+
+@pytest.mark.parametrize("key", [None, "0123456789abcdef"])
+def test_it_does_what_its_description_says(start, tmp_path, key):
+    "Schemathesis makes requests from the OpenAPI description, right and wrong ones, and holds the answers against it."
+    (tmp_path/"keys.txt").write_text(str(key))
+    client, process = start(*(["--keys", tmp_path/"keys.txt"] if key else []))
+    command = [Path(sys.executable).parent/"schemathesis", "run", f"{client.base_url}/openapi.json", "--max-examples", "100", *(["-H", f"X-API-Key: {key}"] if key else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=os.environ | dict(SCHEMATHESIS_HOOKS="api_hooks", PYTHONPATH=str(Path(__file__).parent)))
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "Tested: 4" in done.stdout
 
 
 @pytest.mark.parametrize("options, sentence", [
