@@ -311,10 +311,18 @@ def _hushed():
     finally: os.dup2(kept, 2); os.close(kept)
 
 def _knock(address: str):
-    "Raise `ConnectionError` if nobody is there: Ray itself would try for minutes."
+    "Raise `OSError` if nobody is there: Ray itself would try for minutes."
     host, _, port = address.rpartition(':')
-    try: port.isdigit() and socket.create_connection((host.strip('[]'), int(port)), 5).close()
-    except (OSError, OverflowError) as e: raise ConnectionError(str(e)) from e
+    if port.isdigit(): socket.create_connection((host.strip('[]'), int(port)), 5).close()
+
+def _meet(ray, address: Optional[str], own: dict):
+    "Join the Ray at `address`, or start one."
+    try:
+        if address: _knock(address)
+        with _hushed(): ray.init(address or 'local', log_to_driver=False, logging_level='ERROR', **own)
+    except Exception as e:  # Ray says it with all kinds, `Exception` itself among them
+        why = printable(str(e).strip().splitlines()[0]) if str(e).strip() else type(e).__name__
+        raise BearclfError(f'Ray does not answer at {address} ({why}): see with `ray status` that it runs there.' if address else f'Ray does not start here ({why}): try again, or take --engine local.') from e
 
 @contextmanager
 def _cluster(address: Optional[str], cores: int):
@@ -323,13 +331,10 @@ def _cluster(address: Optional[str], cores: int):
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # Ray's loggers set their own levels as they go
     with _hushed(): import ray
-    own = {} if address else dict(num_cpus=cores, include_dashboard=False, object_store_memory=2**28)
     joined = ray.is_initialized()
     try:
-        if address: _knock(address)
-        with _hushed(): joined or ray.init(address or 'local', log_to_driver=False, logging_level='ERROR', **own)
+        joined or _meet(ray, address, {} if address else dict(num_cpus=cores, include_dashboard=False, object_store_memory=2**28))
         yield ray
-    except (ConnectionError, TimeoutError) as e: raise BearclfError(f"No Ray answers at {address or 'this machine'}: see with `ray status` that it runs there.") from e
     except ray.exceptions.RayError as e: raise BearclfError(f"Ray gave up ({printable(str(e).strip().splitlines()[-1])}): what is done is kept, run the same again to go on.") from e
     finally:
         joined or ray.shutdown()
