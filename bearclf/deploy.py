@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOME', 'CODE', 'LOCAL', 'LOADING', 'BROKEN', 'POLICY', 'HEADERS', 'DEPLOYED', 'packed', 'static_files',
-           'write_folder', 'static_page']
+           'write_folder', 'static_page', 'visit_size']
 
 # %% ../nbs/12_deploy.ipynb #59d88ac0
 import gzip, json, os
@@ -124,35 +124,40 @@ def _told(
 
 # %% ../nbs/12_deploy.ipynb #e642f6e9
 def _sizes(
-    parts: dict,  # see `_parts`
+    files: dict,  # path → number of bytes, of all files
 ) -> dict: # what → bytes over the wire
-    "What a first visit downloads, on a host that compresses nothing."
-    loaded = {kind: sum(len(data) for path, data in files.items() if not path.endswith('.txt')) for kind, files in parts.items()}
-    return dict(model=loaded['model'], runtime=loaded['runtime'], page=loaded['page'])
+    "What a first visit downloads from a host that compresses nothing."
+    sizes = dict.fromkeys(('model', 'runtime', 'page'), 0)
+    for path, size in files.items():
+        if path.startswith('files/') and not path.endswith('.txt'): sizes[path.split('/')[1].split('-')[0]] += size
+        elif path in ('index.html', 'sw.js'): sizes['page'] += size
+    return sizes
 
 def _readme(
     spec: dict,
-    parts: dict,
+    files: dict,  # path → bytes, all others
 ) -> bytes:
     "What to do with the folder."
     from bearclf import __version__
     from bearclf.app import _title
-    sizes, title = _sizes(parts), _title(spec['labels'])
+    sizes, title = _sizes({path: len(data) for path, data in files.items()}), _title(spec['labels'])
     rows = '\n'.join(f'| {what} | {size/1e6:.2f} |' for what, size in [*sizes.items(), ('**all**', sum(sizes.values()))])
-    return _render('README.md', title=json.dumps(title, ensure_ascii=False), heading=escape(title), labels=escape(', '.join(spec['labels'])), version=__version__, sizes=rows, runtime=_at(parts['runtime']))
+    runtime = next(path for path in files if path.endswith('LICENSE.txt')).rpartition('/')[0]
+    return _render('README.md', title=json.dumps(title, ensure_ascii=False), heading=escape(title), labels=escape(', '.join(spec['labels'])), version=__version__, sizes=rows, runtime=runtime)
 
 def static_files(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: see `bundle_folder`
-) -> dict: # path → bytes; the last ones name the others
+) -> dict: # path → bytes; the last one names the others
     "All files of the static page; raises `BearclfError`."
     from bearclf.app import _title, front
     spec = load_bundle(bundle)
     stride, graph = packed((bundle_folder(bundle)/'model.onnx').read_bytes())
     parts = _parts(graph)
     files = {path: data for part in parts.values() for path, data in part.items()}
-    kept = [path for path in files if not path.endswith('.txt')]
+    worker = _render('sw.js', files=json.dumps([path for path in files if not path.endswith('.txt')]))
     index = _render('index.html', policy=POLICY, title=escape(_title(spec['labels'])), code=_at(parts['page']), told=_script(_told(spec, parts, stride)), card=_card(spec['labels']), **front(spec, LOCAL))
-    return {**files, '_headers': HEADERS.encode(), '.nojekyll': b'', 'README.md': _readme(spec, parts), 'sw.js': _render('sw.js', files=json.dumps(kept)), 'index.html': index}
+    files |= {'_headers': HEADERS.encode(), '.nojekyll': b'', 'sw.js': worker, 'index.html': index}
+    return {'README.md': _readme(spec, files), **files}
 
 # %% ../nbs/12_deploy.ipynb #378840da
 DEPLOYED = 'deployed.json'  # path → SHA-256 of what bearclf wrote
@@ -212,3 +217,9 @@ def static_page(
 ) -> Path: # `out`
     "Write a page that runs a bundle in the visitor's browser; raises `BearclfError`."
     return write_folder(out, static_files(bundle), force)
+
+def visit_size(
+    out: Union[str, os.PathLike],  # a folder that `static_page` wrote
+) -> int: # bytes
+    "What a first visit downloads; a second one nothing."
+    return sum(_sizes({path: (Path(out)/path).stat().st_size for path in _deployed(Path(out))}).values())

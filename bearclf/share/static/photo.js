@@ -138,8 +138,11 @@ function down({ width, height, bands, data }, to) {
   return { width, height: to, bands, data: out }
 }
 
-// Pillow's own bilinear, along the rows first.
-export const scaled = (picture, width, height) => down(along(picture, width), height)
+// Pillow's own bilinear. Levels are rounded in between, so the order counts; this is Pillow 13's, older ones always go along the rows first.
+export function scaled(picture, width, height) {
+  const columnsFirst = picture.height > height && 2 * (picture.width - width) < picture.height - height
+  return columnsFirst ? along(down(picture, height), width) : down(along(picture, width), height)
+}
 
 // The part of a picture that a box shows; what reaches outside is black.
 function cut({ width, height, bands, data }, [left, top, right, bottom]) {
