@@ -30,7 +30,7 @@ function isolated(answer) {
 async function newest(request) {
   const cache = await caches.open(KEPT)
   try {
-    const answer = await fetch(request)
+    const answer = await fetch(request.url, { cache: 'no-cache' })
     if (answer.ok) await cache.put(front, answer.clone())
     return answer
   } catch (e) {
