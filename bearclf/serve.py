@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LATER', 'HOW', 'PHOTO', 'BODY', 'WHY', 'LOGGER', 'LOOK', 'ABOUT', 'Job', 'MicroBatcher', 'Problem', 'Limits',
            'Metrics', 'Guard', 'read_keys', 'Prediction', 'Unread', 'Predictions', 'Told', 'Model', 'Health',
-           'create_app', 'run_service', 'replicas']
+           'create_app', 'run_service', 'run_replicas', 'replicas']
 
 # %% ../nbs/11_serve.ipynb #2c3a78da
-import asyncio, hashlib, hmac, logging, os, time
+import asyncio, hashlib, hmac, logging, os, signal, time
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from queue import Empty, Full, Queue
 from tempfile import mkdtemp
-from threading import Thread
+from threading import Event, Thread
 from time import perf_counter
 from typing import Dict, List, Literal, Optional, Union
 
@@ -523,6 +523,22 @@ def _join(address: Optional[str]):
     import ray
     try: ray.init(address=address, log_to_driver=False, logging_level='ERROR', **({} if address else dict(include_dashboard=False)))
     except (ConnectionError, ValueError) as e: raise BearclfError(f'There is no Ray cluster at {address} ({str(e).splitlines()[0]}): start one with `ray start --head`.') from None
+
+def _until_told():
+    "Wait for Ctrl-C or SIGTERM."
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt): Event().wait()
+
+def run_replicas(
+    bundle: Union[str, os.PathLike, None] = None,  # as in `replicas`, and so the rest
+    port: int = 8000,
+    ip: str = '127.0.0.1',
+    **options,
+):
+    "Serve with Ray until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
+    with replicas(bundle, port, ip, **options):
+        print(f'bearclf service: http://localhost:{port}/docs', flush=True)
+        _until_told()
 
 @contextmanager
 def replicas(

@@ -20,7 +20,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets.config import Config
 
-from .app import front
+from .app import LOGGED, UNLOGGED, front
 from .classify import bundle_folder, load_bundle
 from .core import BearclfError, check_port
 
@@ -276,7 +276,7 @@ def _settle_log():
     with suppress(BearclfError): PredictionsLog(os.environ['BEARCLF_LOG'], new=False).settle()
 
 def _front(page_config, **_) -> dict: # with what the template shows before the widgets are there
-    try: return page_config | dict(front=front(load_bundle(files=False), logged='BEARCLF_LOG' in os.environ))
+    try: return page_config | dict(front=front(load_bundle(files=False), LOGGED if 'BEARCLF_LOG' in os.environ else UNLOGGED))
     except BearclfError: return page_config  # the page says it, in its own words
 
 def _running(port: int):

@@ -1,9 +1,11 @@
 // Runs in the visitor's browser. Takes photos by button, drop or paste, makes them small, and sends them to the kernel.
 // `mount` needs no kernel: the page's template calls it while the kernel's widgets are still on their way, and `render` takes over what was mounted, with the photos chosen so far.
+// The page without a kernel (share/static) uses it, too: there photos go as they are, to the model in the browser.
 
 const KERNEL_READS = /^image\/(jpeg|png|webp|gif|bmp)$/
 const SMALL = 1_000_000  // bytes: a photo this small, and small enough in pixels, goes as it is
 const WHOLE = 8_000_000  // bytes: what the browser cannot open goes whole up to here, for the kernel to open it (TIFF) or to say why not
+const LARGEST = 200_000_000  // bytes, where photos go as they are
 
 // What to send of `file`: itself, a smaller JPEG, or null where the browser cannot open it and it is too big to send as it is.
 async function packed(file, side) {
@@ -22,6 +24,8 @@ async function packed(file, side) {
   bitmap.close()
   return new Promise(done => canvas.toBlob(done, 'image/jpeg', 0.92))
 }
+
+const whole = file => file.size <= LARGEST ? file : null
 
 // A folder dropped on the page, or a file gone since it was chosen, cannot be read: it goes empty, and the kernel says so.
 const bytes = async blob => blob.arrayBuffer().catch(() => new ArrayBuffer(0))
@@ -69,7 +73,7 @@ export function mount(el) {
   }
 
   async function send(file) {
-    const blob = await packed(file, side), model = await met
+    const blob = await (side ? packed(file, side) : whole(file)), model = await met
     model.send({ kind: 'photo', name: file.name, too_big: !blob }, undefined, [await bytes(blob ?? new Blob())])
   }
 
@@ -85,6 +89,10 @@ export function mount(el) {
   }
 
   function hear(message) {
+    if (message.kind === 'loading') {
+      waiting()
+      return say(message.words || (answered < asked ? `Looking at ${photos(asked)} …${left}` : ''))
+    }
     if (message.kind === 'cleared') {
       input.focus()  // the button that had the focus is gone
       return say('Cleared.', true)
