@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from bearclf.classify import Classifier
 from bearclf.core import PhotoError, photo_files
-from bearclf.deploy import static_page, visit_size
+from bearclf.static import static_page, visit_size
 from bearclf.practice import draw_bear
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

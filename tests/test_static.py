@@ -21,7 +21,7 @@ from test_cli import bearclf
 
 from bearclf.classify import Classifier, bundle_folder
 from bearclf.core import PhotoError, photo_files, sha256
-from bearclf.deploy import static_page, visit_size
+from bearclf.static import static_page, visit_size
 
 
 @pytest.fixture(scope="module")
