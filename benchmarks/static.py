@@ -32,11 +32,13 @@ ap.add_argument("--chromium", default="/usr/bin/chromium")
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    threads = False
+    threads, sent = False, 0
     def end_headers(self):
         if self.threads: self.send_header("Cross-Origin-Opener-Policy", "same-origin"); self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
     def log_message(self, *_): pass
+    def copyfile(self, source, out):
+        Quiet.sent += out.write(source.read())
 
 
 class Threads(Quiet): threads = True
@@ -73,12 +75,9 @@ def times(browser, urls, photos, rounds):
     for _ in range(rounds):
         for threads, url in urls.items():
             context = browser.new_context()
-            tab, wire = context.new_page(), []
-            network = context.new_cdp_session(tab)
-            network.send("Network.enable")
-            network.on("Network.loadingFinished", lambda e: wire.append(e["encodedDataLength"]))
+            tab, Quiet.sent = context.new_page(), 0
             note(f"first visit, {threads}", arrive(tab, url, photos[0]))
-            note(f"wire, {threads}", sum(wire))
+            note(f"wire, {threads}", Quiet.sent)
             tab.wait_for_function("navigator.serviceWorker.getRegistration().then(r => r?.active?.state === 'activated')")
             tab.wait_for_timeout(2000)
             for name, photo in zip(("1 megapixel", "12 megapixels"), photos):

@@ -49,6 +49,12 @@ def test_it_serves_the_page(base, tmp_path):
         assert "Photo classifier" in urlopen(server.url, timeout=60).read().decode()
 
 
+def test_it_deploys_the_static_page(base, tmp_path):
+    done = subprocess.run([base[1]/"bearclf", "deploy", "static", tmp_path/"page"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path/"page"/"index.html").is_file() and list((tmp_path/"page").rglob("*.wasm.zst.bin"))
+
+
 def test_what_is_missing_is_said(base, tmp_path):
     for label in ("black", "teddy"):
         (tmp_path/"photos"/label).mkdir(parents=True)

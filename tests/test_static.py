@@ -127,9 +127,6 @@ def test_hostile_photos_harm_nobody(visit, static_url, corpus, bears, tmp_path):
 
 def test_the_first_visit_is_small_and_quick(visit, static_url, site, bears):
     visitor = visit("about:blank")
-    wire, network = [], visitor.context.new_cdp_session(visitor.tab)
-    network.send("Network.enable")
-    network.on("Network.loadingFinished", lambda e: wire.append(e["encodedDataLength"]))
     visitor.tab.goto(static_url)
     visitor.ready().choose(bears[2])
     first = visitor.tab.evaluate("performance.now()/1e3")
@@ -138,7 +135,8 @@ def test_the_first_visit_is_small_and_quick(visit, static_url, site, bears):
         visitor.tab.set_input_files(".bearclf-upload input", [str(bears[n % 3])])
         visitor.cards(n)
         begun.append(visitor.tab.evaluate("performance.now()"))
-    assert 9e6 < visit_size(site) < 10e6 and sum(wire) < 10e6
+    fetched = {url.removeprefix(static_url) or "index.html" for url in visitor.asked if url.startswith("http")}
+    assert sum((site/name).stat().st_size for name in fetched) < visit_size(site) < 10e6
     assert first < 8 and np.median(np.diff(begun)) < 1500  # 1.4 s and 0.1 s on two free cores: see benchmarks/static.py
 
 
@@ -251,17 +249,17 @@ def test_by_drop_paste_keyboard_and_in_numbers(visit, static_url, bears):
     visitor.cards(1)
     visitor.event("paste", bears[2:])
     assert "A teddy" in visitor.cards(2)[0]
-    visitor.tab.locator(".where summary").first.click()
-    assert visitor.tab.evaluate("document.querySelector('.where img').naturalWidth") == 224
     visitor.tab.keyboard.press("Tab")
     assert visitor.tab.evaluate("document.activeElement.type") == "file"
     visitor.tab.keyboard.press("Tab")
     visitor.tab.keyboard.press("Enter")
     expect(visitor.tab.locator(".card")).to_have_count(0)
     assert visitor.tab.evaluate("document.activeElement.type") == "file" and not visitor.tab.locator("button.clear").is_visible()
-    visitor.event("drop", bears[:1]*25)
+    visitor.event("drop", bears[2:]*25)
     visitor.status("25 photos are too many at once: the last 5 are left out.")
     assert len(visitor.cards(20)) == 20
+    visitor.tab.locator(".where summary").first.click()
+    assert visitor.tab.evaluate("document.querySelector('.where img').naturalWidth") == 224
 
 
 def test_what_others_put_there_stays(site, tmp_path):
