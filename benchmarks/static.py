@@ -32,13 +32,13 @@ ap.add_argument("--chromium", default="/usr/bin/chromium")
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    threads, sent = False, 0
+    threads, sent = False, []
     def end_headers(self):
         if self.threads: self.send_header("Cross-Origin-Opener-Policy", "same-origin"); self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
     def log_message(self, *_): pass
     def copyfile(self, source, out):
-        Quiet.sent += out.write(source.read())
+        Quiet.sent.append(out.write(source.read()))
 
 
 class Threads(Quiet): threads = True
@@ -75,9 +75,9 @@ def times(browser, urls, photos, rounds):
     for _ in range(rounds):
         for threads, url in urls.items():
             context = browser.new_context()
-            tab, Quiet.sent = context.new_page(), 0
+            tab, Quiet.sent = context.new_page(), []
             note(f"first visit, {threads}", arrive(tab, url, photos[0]))
-            note(f"wire, {threads}", Quiet.sent)
+            note(f"wire, {threads}", sum(Quiet.sent))
             tab.wait_for_function("navigator.serviceWorker.getRegistration().then(r => r?.active?.state === 'activated')")
             tab.wait_for_timeout(2000)
             for name, photo in zip(("1 megapixel", "12 megapixels"), photos):

@@ -21,6 +21,8 @@ from bearclf.core import BearclfError, photo_files, sha256
 from bearclf.log import PredictionsLog
 from bearclf.practice import draw_bear
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 ONCE = {"row", "file", "label", "verdict", "known", "error", "sha256", "bundle"}  # what every run must say alike
 

@@ -20,6 +20,8 @@ from bearclf.classify import Classifier, bundle_folder, load_bundle, photo_pixel
 from bearclf.core import BearclfError, PhotoError, open_photo, sha256
 from bearclf.practice import draw_bear
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def clf(): return Classifier(threads=1)

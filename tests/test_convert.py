@@ -15,6 +15,8 @@ from test_cli import bearclf, one_line, told
 
 from bearclf.core import BearclfError
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def shared_exports(shared_photos): return Path(shared_photos).parent/"exports"

@@ -7,6 +7,8 @@ import pytest
 from bearclf.classify import Classifier
 from conftest import free_port
 
+pytestmark = pytest.mark.once
+
 ROADS = ["docker", "space", "binder"]
 PAGE = {"docker": "", "space": "", "binder": "voila/render/app.ipynb"}
 

@@ -28,6 +28,8 @@ from bearclf.search import Photo
 from bearclf.verify import likeness
 from test_cli import bearclf, one_line
 
+pytestmark = pytest.mark.once
+
 QUERIES = dict(grizzly="grizzly bear", black="black bear", teddy="teddy bear")
 SOURCES = ("openverse", "commons", "inaturalist", "serpapi")
 

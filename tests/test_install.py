@@ -13,6 +13,8 @@ from conftest import ROOT, free_port, serving
 
 from bearclf.practice import draw_bear
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

@@ -177,6 +177,8 @@ AS_NOBODY = """
 import os, sys, tempfile
 from bearclf import moves
 from bearclf.core import BearclfError
+
+pytestmark = pytest.mark.once
 with moves.locked(tempfile.mkdtemp()): pass  # whatever that imports
 if not os.getuid(): os.setgid(65534); os.setuid(65534)
 try: moves.apply_marks(sys.argv[1], {'black/0.jpg': moves.DELETE, 'teddy/0.jpg': moves.DELETE})

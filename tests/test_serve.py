@@ -14,6 +14,8 @@ from bearclf.log import PredictionsLog
 from conftest import free_port, serving
 from hostile import corpus, sound
 
+pytestmark = pytest.mark.once
+
 PROBLEM = "application/problem+json"
 
 

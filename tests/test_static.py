@@ -23,6 +23,8 @@ from bearclf.classify import Classifier, bundle_folder
 from bearclf.core import PhotoError, photo_files, sha256
 from bearclf.static import static_page, visit_size
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -78,8 +78,7 @@ function fail(why) {
   for (const [id, file] of waiting) { waiting.delete(id); show(file, {}) }
 }
 
-function ready() {
-  hear({ kind: 'loading', words: '' })
+function keepPage() {
   navigator.serviceWorker?.register('sw.js').catch(() => {})  // without it the page works as well, but not without a network
 }
 
@@ -98,7 +97,8 @@ function take(name, bytes, tooBig) {
 
 const hears = {
   loading: ({ got }) => progress(got),
-  ready,
+  ready: () => hear({ kind: 'loading', words: '' }),
+  kept: keepPage,
   failed: ({ words }) => fail(words),
   answer: ({ id, ...said }) => { const file = waiting.get(id); if (waiting.delete(id)) show(file, said) },
 }

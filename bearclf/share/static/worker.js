@@ -2,7 +2,7 @@
 import { NoPhoto, opened, scaled } from './photo.js'
 
 const PREVIEW = 560  // pixels, at most
-let told, ort, session, asked = 0, got = 0
+let told, ort, session, asked = 0, got = 0, fresh = []
 
 const tell = (kind, more = {}) => self.postMessage({ kind, ...more })
 
@@ -18,8 +18,15 @@ async function fetched(url) {
   if (there) return there.body
   const answer = await fetch(url)
   if (!answer.ok) throw Error(`${url} cannot be fetched (${answer.status})`)
-  cache?.put(url, answer.clone()).catch(() => {})  // no room: then it is fetched again next time
+  if (cache) fresh.push([url, answer.clone()])
   return counted(answer.body)
+}
+
+// Done last: who waits for an answer need not wait for the disk.
+async function keep() {
+  const cache = await kept()
+  await Promise.all(fresh.splice(0).map(([url, answer]) => cache.put(url, answer))).catch(() => {})  // no room: then it is fetched again next time
+  tell('kept')
 }
 
 const whole = async stream => new Uint8Array(await new Response(stream).arrayBuffer())
@@ -112,7 +119,7 @@ let loaded, queue = Promise.resolve()
 function begin(message) {
   told = message.told
   loaded = load()
-  loaded.then(() => tell('ready', { threads: ort.env.wasm.numThreads }), e => tell('failed', { words: e.message ?? String(e) }))
+  loaded.then(() => { tell('ready'); queue = queue.then(keep) }, e => tell('failed', { words: e.message ?? String(e) }))
 }
 
 async function look({ id, bytes }) {
