@@ -371,12 +371,13 @@ def serve(
 
     Example: bearclf serve --port 8000 --log bearclf.db
     """
-    try: from bearclf.serve import Limits, read_keys, run_replicas, run_service
+    try: from bearclf.serve import Limits, read_keys, run_service
     except ModuleNotFoundError as e: raise BearclfError(f"The service needs {e.name}: pip install 'bearclf[serve]'.") from e
     how = dict(keys=read_keys(keys) if keys else [], origins=origin, batch=batch, limits=Limits(body=megabytes*10**6, photos=photos, waiting=max(waiting, photos), rate=rate))
     if address and engine is not Engine.ray: raise BearclfError('--address is for --engine ray: without Ray the service joins no cluster.')
-    if engine is Engine.ray: run_replicas(bundle, port, ip, most=replicas, address=address, log=log, **how)
-    else: run_service(bundle, port, ip, log, workers=workers, **how)
+    if engine is Engine.local: return run_service(bundle, port, ip, log, workers=workers, **how)
+    from bearclf.replicas import run_replicas
+    run_replicas(bundle, port, ip, most=replicas, address=address, log=log, **how)
 
 # %% ../nbs/13_cli.ipynb #7cc5f00d
 class Road(str, Enum):

@@ -22,7 +22,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from packaging.requirements import Requirement
 
 from . import __version__
-from .classify import bundle_folder, load_bundle
+from .classify import bundle_bytes, load_bundle
 from .core import BearclfError, sha256, write_atomic
 
 # %% ../nbs/12_deploy.ipynb #c0624d32
@@ -139,9 +139,7 @@ def _command(port: int, *options: str) -> str: # for a Dockerfile
     return json.dumps(['bearclf', 'app', '--ip', '0.0.0.0', '--port', str(port), '--no-browser', *options])
 
 def _bundle_files(bundle) -> dict: # path → bytes
-    "The bundle, below `bundle/`."
-    folder, spec = bundle_folder(bundle), load_bundle(bundle)
-    return {f'bundle/{name}': (folder/name).read_bytes() for name in ['bundle.json', *spec['files']]}
+    return {f'bundle/{name}': data for name, data in bundle_bytes(bundle).items()}
 
 PORTS = dict(docker=8866, space=7860)
 FRAME = '--frame', 'https://huggingface.co'  # where Spaces are shown

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['LATER', 'HOW', 'PHOTO', 'BODY', 'WHY', 'LOGGER', 'LOOK', 'ABOUT', 'Job', 'MicroBatcher', 'Problem', 'Limits',
            'Metrics', 'Guard', 'read_keys', 'Prediction', 'Unread', 'Predictions', 'Told', 'Model', 'Health',
-           'create_app', 'run_service', 'run_replicas', 'replicas']
+           'create_app', 'run_service', 'open_log']
 
 # %% ../nbs/11_serve.ipynb #2c3a78da
-import asyncio, hashlib, hmac, logging, os, signal, time
+import asyncio, hashlib, hmac, logging, os, time
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from queue import Empty, Full, Queue
-from tempfile import mkdtemp
-from threading import Event, Thread
+from threading import Thread
 from time import perf_counter
 from typing import Dict, List, Literal, Optional, Union
 
@@ -37,7 +36,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from . import __version__
-from .classify import Answer, Classifier, _cores, bundle_folder, load_bundle
+from .classify import Answer, Classifier, _cores
 from .core import BearclfError, PhotoError, check_port
 
 # %% ../nbs/11_serve.ipynb #d0682f88
@@ -478,90 +477,16 @@ def run_service(
     "Serve until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
     import uvicorn
     check_port(port, ip)
-    app = create_app(bundle, log=_log(log or os.environ.get('BEARCLF_LOG')), **options)
+    app = create_app(bundle, log=open_log(log or os.environ.get('BEARCLF_LOG')), **options)
     config = uvicorn.Config(app, host=ip, port=port, http=_protocol(10), ws='none', log_level='warning', access_log=False, server_header=False, limit_concurrency=1000, timeout_graceful_shutdown=30)
     server = uvicorn.Server(config)
     print(f'bearclf service: http://localhost:{port}/docs', flush=True)
     with suppress(KeyboardInterrupt): server.run()
 
-def _log(where):
-    "The predictions log, if there shall be one."
+def open_log(
+    where: Union[str, os.PathLike, None],  # file or URL
+): # a `PredictionsLog`, or None
+    "The predictions log, if there shall be one; raises `BearclfError`."
     if not where: return None
     from bearclf.log import PredictionsLog
     return PredictionsLog(where)
-
-# %% ../nbs/11_serve.ipynb #eee4cd03
-def _unpacked(files: dict) -> Path: # a new folder
-    "Write a bundle that came as bytes."
-    folder = Path(mkdtemp(prefix='bearclf-'))
-    for name, data in files.items(): (folder/name).write_bytes(data)
-    return folder
-
-def _deployment(
-    files,  # reference to a bundle's files (name → bytes) in Ray's object store
-    least: int,
-    most: int,
-    log: Optional[str],
-    options: dict,  # for `create_app`
-):
-    "The app as a deployment of Ray Serve."
-    import ray
-    from ray import serve
-
-    def app():
-        from bearclf import serve as module
-        return module.create_app(_unpacked(ray.get(files)), log=module._log(log), workers=1, **options)
-
-    @serve.deployment(autoscaling_config=dict(min_replicas=least, max_replicas=most, target_ongoing_requests=4), ray_actor_options=dict(num_cpus=1), max_ongoing_requests=100)
-    @serve.ingress(app)
-    class Photos: pass
-    return Photos.bind()
-
-def _join(address: Optional[str]):
-    "Connect to a Ray cluster, or start one on this machine."
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would tell its makers over the web
-    import ray
-    try: ray.init(address=address, log_to_driver=False, logging_level='ERROR', **({} if address else dict(include_dashboard=False)))
-    except (ConnectionError, ValueError) as e: raise BearclfError(f'There is no Ray cluster at {address} ({str(e).splitlines()[0]}): start one with `ray start --head`.') from None
-
-def _until_told():
-    "Wait for Ctrl-C or SIGTERM."
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt): Event().wait()
-
-def run_replicas(
-    bundle: Union[str, os.PathLike, None] = None,  # as in `replicas`, and so the rest
-    port: int = 8000,
-    ip: str = '127.0.0.1',
-    **options,
-):
-    "Serve with Ray until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
-    with replicas(bundle, port, ip, **options):
-        print(f'bearclf service: http://localhost:{port}/docs', flush=True)
-        _until_told()
-
-@contextmanager
-def replicas(
-    bundle: Union[str, os.PathLike, None] = None,  # as in `create_app`
-    port: int = 8000,
-    ip: str = '127.0.0.1',
-    least: int = 1,  # replicas
-    most: int = 2,
-    address: Optional[str] = None,  # of a Ray cluster, 'auto' for the one this machine belongs to; None: one is started here
-    log: Optional[str] = None,      # URL of a predictions log
-    **options,  # for `create_app`
-):
-    "Serve with Ray until the block ends; raises `BearclfError` if it cannot start."
-    check_port(port, ip)
-    if address and log and '://' not in log: raise BearclfError(f'Several machines cannot write into the file {log}: give the URL of a database that all of them can reach.')
-    folder, spec = bundle_folder(bundle), load_bundle(bundle)
-    _join(address)
-    import ray
-    from ray import serve
-    try:
-        files = ray.put({name: (folder/name).read_bytes() for name in ['bundle.json', *spec['files']]})
-        serve.start(http_options=dict(host=ip, port=port), proxy_location='HeadOnly')
-        yield serve.run(_deployment(files, least, most, log, options), name='bearclf', route_prefix='/')
-    finally:
-        serve.shutdown()
-        ray.shutdown()
