@@ -78,7 +78,7 @@ def times(browser, urls, photos, rounds):
             tab, Quiet.sent = context.new_page(), []
             note(f"first visit, {threads}", arrive(tab, url, photos[0]))
             note(f"wire, {threads}", sum(Quiet.sent))
-            tab.wait_for_function("navigator.serviceWorker.getRegistration().then(r => r?.active?.state === 'activated')")
+            tab.evaluate("() => new Promise(done => { const look = setInterval(() => navigator.serviceWorker.controller?.state === 'activated' && (clearInterval(look), done()), 20) })")
             tab.wait_for_timeout(2000)
             for name, photo in zip(("1 megapixel", "12 megapixels"), photos):
                 for _ in range(5): note(f"{name}, {threads}", ask(tab, [photo])[1])

@@ -12,7 +12,6 @@ import hostile
 import numpy as np
 import onnx
 import pytest
-from browser import WAIT
 from conftest import free_port, serving
 from PIL import Image
 from playwright.sync_api import expect
@@ -86,7 +85,7 @@ def farthest(probs, answer): return np.abs(np.array(probs) - list(answer.probs.v
 
 def kept(visitor):
     "Wait until the browser could do without the network."
-    visitor.tab.wait_for_function("navigator.serviceWorker.getRegistration().then(r => r?.active?.state === 'activated')", timeout=WAIT)
+    visitor.tab.evaluate("() => new Promise(done => { const look = setInterval(() => navigator.serviceWorker.controller?.state === 'activated' && (clearInterval(look), done()), 20) })")
 
 
 def test_answers_as_python_does(visit, static_url, shared_photos, clf):
