@@ -1,9 +1,9 @@
 """Answers a second, and how long each takes, when 1 to 32 clients ask at once: FastAPI with fastai's `learn.predict`, LitServe with our graph, and `bearclf serve`.
 
-    python benchmarks/serve.py RUN BUNDLE [--litserve PYTHON] [--folder FOLDER] [--clients 1 2 4 8 16 32] [--seconds 8] [--rounds 3]
+    python benchmarks/serve.py RUN BUNDLE [INT8] [--litserve PYTHON] [--folder FOLDER] [--clients 1 2 4 8 16 32] [--seconds 8] [--rounds 3]
 
-RUN is a run folder (`bearclf train`), BUNDLE the bundle made from it (`bearclf export`), so all three have the same network. The photos are real ones (default: `BEARCLF_PHOTOS`, or ../shared/photos/bears), 60 of them in turn.
-LitServe is tried if `--litserve` names a Python that has litserve, onnxruntime, numpy and pillow; two workers, as many as there are cores here. The load comes from wrk (`apt install wrk`), which runs on the same machine and takes little of it.
+RUN is a run folder (`bearclf train`), BUNDLE the bundle made from it (`bearclf export`), so all three have the same network; INT8 another one with weights of 8 bits, to be served, too. The photos are real ones (default: `BEARCLF_PHOTOS`, or ../shared/photos/bears), 60 of them in turn.
+LitServe is tried if `--litserve` names a Python that has litserve, python-multipart, onnxruntime, numpy and pillow; two workers, as many as there are cores here. The load comes from wrk (`apt install wrk`), which runs on the same machine and takes little of it.
 The three are started one at a time, in turns; said are medians over the rounds, and answers that are not 200 are not counted.
 """
 import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
@@ -84,7 +84,7 @@ def measure(command, script, args):
     process = subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ | dict(PYTHONPATH=str(HERE)))
     try:
         up(port)
-        load(port, script, 2, 3)  # warm
+        if not load(port, script, 2, 3)["rate"]: raise SystemExit(f"{command} gives no answers")  # and it is warm now
         return {n: load(port, script, n, args.seconds) for n in args.clients}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -96,6 +96,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path)
     p.add_argument("bundle", type=Path)
+    p.add_argument("int8", type=Path, nargs="?")
     p.add_argument("--litserve", help="a Python that has litserve")
     p.add_argument("--folder", type=Path, default=os.environ.get("BEARCLF_PHOTOS") or HERE.parent/"shared"/"photos"/"bears")
     p.add_argument("--clients", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
@@ -109,6 +110,7 @@ def main():
         (folder/"fastai_page.py").write_text(FASTAI.format(export=str((args.run/"export.pkl").absolute())))
         (folder/"lit_page.py").write_text(LITSERVE.format(bundle=str(args.bundle.absolute())))
         ways = {"FastAPI + fastai": [sys.executable, folder/"fastai_page.py"], "LitServe": args.litserve and [args.litserve, folder/"lit_page.py"], "bearclf serve": [sys.executable, "-m", "bearclf.cli", "serve", "--bundle", args.bundle.absolute(), "--port"]}
+        if args.int8: ways["bearclf, 8 bits"] = [*ways["bearclf serve"][:4], "--bundle", args.int8.absolute(), "--port"]
         got = {name: [] for name, command in ways.items() if command}
         for _ in range(args.rounds):
             for name in got: got[name].append(measure(ways[name], script, args))
@@ -116,10 +118,10 @@ def main():
     print(f"{'':18} clients  answers/s   p50 ms   p95 ms   p99 ms  refused")
     for name, rows in mid.items():
         for n, r in rows.items(): print(f"{name:18} {n:7} {r['rate']:10.1f} {r['p50']:8.0f} {r['p95']:8.0f} {r['p99']:8.0f} {r['bad']:8.0f}")
-    ours = mid["bearclf serve"]
-    for name in mid:
-        if name != "bearclf serve": print(f"bearclf serve against {name}: " + ", ".join(f"{n}: {ours[n]['rate']/mid[name][n]['rate']:.1f} × the answers, {ours[n]['p95']/mid[name][n]['p95']:.2f} × p95" for n in args.clients))
-    best = max(r["rate"] for r in ours.values())
+    for ours in (name for name in mid if name.startswith("bearclf")):
+        for name in (name for name in mid if not name.startswith("bearclf")):
+            print(f"{ours} against {name}: " + ", ".join(f"{n}: {mid[ours][n]['rate']/mid[name][n]['rate']:.1f} × the answers, {mid[ours][n]['p95']/mid[name][n]['p95']:.2f} × p95" for n in args.clients))
+    best = max(r["rate"] for r in mid["bearclf serve"].values())
     print(f"On paper: 100 million photos at {best:.0f} a second are {1e8/best/3600:.0f} hours of a machine like this one; on ten of them {1e8/best/36e3:.0f} hours.")
 
 
