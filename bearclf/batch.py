@@ -90,10 +90,10 @@ def _in_store(url: str) -> list: # sorted URLs
     "The photos in a store, below a folder or as a pattern says."
     fs, path = _storage(url)
     with _told(url): found = fs.glob(path) if '*' in path else fs.find(path)
-    return sorted(fs.unstrip_protocol(p) for p in found if _is_photo(urlsplit(p).path) and '/.' not in '/' + p[len(path.split('*')[0]):])
+    return sorted(fs.unstrip_protocol(p) for p in found if _is_photo(urlsplit(p).path if url.startswith('http') else p) and '/.' not in '/' + p[len(path.split('*')[0]):])
 
 def _by_pattern(src: str) -> list: # sorted paths
-    return sorted(p for p in glob(src, recursive=True) if _is_photo(p) and os.path.isfile(p))
+    return sorted(p for p in set(glob(src, recursive=True)) if _is_photo(p) and os.path.isfile(p))
 
 def photos_in(
     src: Union[str, os.PathLike],  # a folder, a photo, a pattern, a URL of these, or a table (.csv, .parquet)

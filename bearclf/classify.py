@@ -262,7 +262,7 @@ class Classifier:
         self.folder, self.spec, self.threads, self._lock = bundle_folder(bundle).absolute(), load_bundle(bundle), threads or min(4, _cores()), Lock()
         self.session = _session(self.folder/'model.onnx', self.threads)
         self.outputs = [o.name for o in self.session.get_outputs()]
-        self.labels, self.metrics = self.spec['labels'], self.spec.get('metrics', {})
+        self.labels, self.metrics, self.card = self.spec['labels'], self.spec.get('metrics', {}), self._card()
         self._try()
 
     def _try(self):
@@ -276,8 +276,7 @@ class Classifier:
         except Exception as e:  # whatever a hand-edited bundle may cause
             raise BearclfError(f"{self.folder/'bundle.json'} does not fit its graph ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}): export the bundle again.") from e
 
-    @property
-    def card(self) -> str: # markdown, empty if the bundle has none
+    def _card(self) -> str: # markdown, empty if the bundle has none
         "What the model was trained on, how it was measured, what it is not for."
         card = self.folder/'card.md'
         return card.read_text(encoding='utf-8', errors='replace') if 'card.md' in self.spec['files'] else ''  # what is listed was compared with its hash

@@ -361,7 +361,7 @@ def serve(
     megabytes: int = typer.Option(25, min=1, help='A request, at most.'),
     photos: int = typer.Option(16, min=1, help='In a request, at most.'),
     waiting: int = typer.Option(64, min=1, help='Photos in the queue, at most; more are asked to come again.'),
-    batch: int = typer.Option(1, min=1, help='Photos answered in one run of the model; more than 1 pays on a GPU, not on a CPU.'),
+    batch: int = typer.Option(1, min=1, help='Photos answered in one run of the model, at most; on a CPU more than 1 gains nothing.'),
     workers: Optional[int] = typer.Option(None, min=1, help='Photos answered at the same time; default: one a core.'),
     engine: Engine = typer.Option('local', help='local: this process; ray: replicas of it, each with a core of its own.'),
     replicas: int = typer.Option(4, min=1, help='With ray: at most; one is always there.'),
@@ -375,9 +375,10 @@ def serve(
     except ModuleNotFoundError as e: raise BearclfError(f"The service needs {e.name}: pip install 'bearclf[serve]'.") from e
     how = dict(keys=read_keys(keys) if keys else [], origins=origin, batch=batch, limits=Limits(body=megabytes*10**6, photos=photos, waiting=max(waiting, photos), rate=rate))
     if address and engine is not Engine.ray: raise BearclfError('--address is for --engine ray: without Ray the service joins no cluster.')
+    if workers and engine is Engine.ray: raise BearclfError('--workers is for one process: with Ray, say how many replicas.')
     if engine is Engine.local: return run_service(bundle, port, ip, log, workers=workers, **how)
     from bearclf.replicas import run_replicas
-    run_replicas(bundle, port, ip, most=replicas, address=address, log=log, **how)
+    run_replicas(bundle, port, ip, most=replicas, address=address, log=log or os.environ.get('BEARCLF_LOG'), **how)
 
 # %% ../nbs/13_cli.ipynb #7cc5f00d
 class Road(str, Enum):

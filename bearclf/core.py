@@ -258,8 +258,16 @@ def replacing(
             yield f
             if sync: f.flush(); os.fsync(f.fileno())
         os.replace(part, path)
+        if sync: _sync_folder(path.parent)
     except OSError as e: e.filename, e.filename2 = str(path), None; raise  # the name that its owner knows
     finally: part.unlink(missing_ok=True)
+
+def _sync_folder(folder: Path):
+    "Wait until the disk has a folder's names, too, where a system can be asked to."
+    if os.name == 'nt': return
+    fd = os.open(folder, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 def write_atomic(
     path: Union[str, os.PathLike],  # where the file shall be; its folder is made

@@ -9,7 +9,6 @@ __all__ = ['HOME', 'SHARE', 'DEPLOYED', 'LINUX', 'PORTS', 'FRAME', 'MEMORY_MB', 
 # %% ../nbs/12_deploy.ipynb #aae9e9bc
 import hashlib, json, os, sys
 from base64 import urlsafe_b64encode
-from contextlib import suppress
 from html import escape
 from importlib import metadata
 from importlib.resources import files as package_files
@@ -61,7 +60,7 @@ def _refuse(
     if out.is_dir() and any(out.iterdir()) and not force: raise BearclfError(f'{out} is not empty: choose a new folder, or renew it with --force.')
     for name in {**known, **files}:
         there = out/name
-        if there.is_symlink() or there.is_dir() or (there.is_file() and sha256(there) not in (known.get(name), sha256(files.get(name, b'')))): raise BearclfError(f'{there} is not as bearclf wrote it, and would be lost: move it away first.')
+        if any(p.is_symlink() for p in (there, *list(there.parents)[:len(Path(name).parts) - 1])) or there.is_dir() or (there.is_file() and sha256(there) not in (known.get(name), sha256(files.get(name, b'')))): raise BearclfError(f'{there} is not as bearclf wrote it, and would be lost: move it away first.')
 
 def write_folder(
     out: Union[str, os.PathLike],  # made if need be
@@ -103,10 +102,10 @@ def pinned() -> list: # sorted, as in 'numpy==2.4.6'
         name, extras = need.name.lower().replace('_', '-'), tuple(sorted(need.extras))
         if (name, extras) in seen: continue
         seen.add((name, extras))
-        with suppress(metadata.PackageNotFoundError):  # for another system
-            found[name] = metadata.version(name)
-            todo += _asked(name, extras)
-    return sorted(f'{name}=={version}' for name, version in found.items())
+        try: found[name], more = f'{name}=={metadata.version(name)}', _asked(name, extras)
+        except metadata.PackageNotFoundError: found[name], more = name, []  # this computer is of another kind than the container: then as it comes
+        todo += more
+    return sorted(found.values())
 
 # %% ../nbs/12_deploy.ipynb #9e785fc9
 def _code() -> dict: # path in the wheel → bytes

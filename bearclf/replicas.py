@@ -8,8 +8,9 @@ __all__ = ['replicas', 'run_replicas']
 # %% ../nbs/11b_replicas.ipynb #9194cc85
 import os, signal
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Optional, Union
 
@@ -18,12 +19,6 @@ from .classify import _cores, bundle_bytes
 from .core import BearclfError, check_port
 
 # %% ../nbs/11b_replicas.ipynb #d78902c7
-def _unpacked(files: dict) -> Path: # a new folder
-    "Write a bundle that came as bytes."
-    folder = Path(mkdtemp(prefix='bearclf-'))
-    for name, data in files.items(): (folder/name).write_bytes(data)
-    return folder
-
 def _deployment(
     files,  # reference to `bundle_bytes` in Ray's object store
     least: int,
@@ -37,7 +32,9 @@ def _deployment(
 
     def app():
         from bearclf.serve import create_app, open_log
-        return create_app(_unpacked(ray.get(files)), log=open_log(log), workers=1, **options)
+        with TemporaryDirectory(prefix='bearclf-') as folder:
+            for name, data in ray.get(files).items(): Path(folder, name).write_bytes(data)
+            return create_app(folder, log=open_log(log), workers=1, **options)
 
     @serve.deployment(autoscaling_config=dict(min_replicas=least, max_replicas=most, target_ongoing_requests=4), ray_actor_options=dict(num_cpus=1), max_ongoing_requests=100)
     @serve.ingress(app)
@@ -56,14 +53,18 @@ def replicas(
     **options,  # for `create_app`
 ):
     "Serve with Ray until the block ends; raises `BearclfError` if it cannot start."
+    if not find_spec('ray'): raise BearclfError("Replicas need Ray: pip install 'bearclf[serve]'.")
+    from bearclf.serve import open_log
     check_port(port, ip)
     if address and log and '://' not in log: raise BearclfError(f'Several machines cannot write into the file {log}: give the URL of a database that all of them can reach.')
+    open_log(log)  # whether it can be had is told now, and its tables are there
     files, most = bundle_bytes(bundle), max(least, most or _cores())
     with cluster(address, max(most, _cores())) as ray:
         from ray import serve
         serve.start(http_options=dict(host=ip, port=port), proxy_location='HeadOnly')
         try: yield serve.run(_deployment(ray.put(files), least, most, log, options), name='bearclf', route_prefix='/')
-        finally: serve.shutdown()
+        except RuntimeError as e: raise BearclfError(f'The replicas do not start ({str(e).splitlines()[0]}): see the logs of Ray.') from e
+        finally: serve.delete('bearclf') if address else serve.shutdown()  # others may serve on a cluster
 
 # %% ../nbs/11b_replicas.ipynb #d4916115
 def _until_told():

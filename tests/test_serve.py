@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -84,6 +85,7 @@ def test_malformed_requests(client, bears):
     assert "curl -F" in told(post(client, photo, "application/x-www-form-urlencoded"), 415)
     assert "curl -F" in told(post(client, photo, "text/html; charset=x"), 415)
     for body, kind in ((photo, "multipart/form-data"), (photo, "multipart/form-data; boundary=x"), (b"--x\r\n", "multipart/form-data; boundary=x"), (b"--x\r\nContent-Disposition: form-data; name=\"photo\"; filename=\"a\"\r\n\r\nabc", "multipart/form-data; boundary=x"),
+                       (b"--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n" + b"a"*100_000 + b"\r\n--x--", "multipart/form-data; boundary=x; charset=punycode"), (b"--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n" + b"a"*100_000 + b"\r\n--x--", "multipart/form-data; boundary=x"),
                        (b"--x\r\n" + b"A"*100_000, "multipart/form-data; boundary=x"), (b"--x\r\nContent-Disposition: form-data; name=\"photo\"\r\n\r\nabc\r\n--x--", "multipart/form-data; boundary=x"), (b"--x--", "multipart/form-data; boundary=" + "x"*5000)):
         told(post(client, body, kind), 400)
     told(client.post("/predict", files=[("photo", photo)]*17), 400)
@@ -144,11 +146,11 @@ def test_keys(start, tmp_path, bears):
 
 
 def test_rate_and_origins(start, bears):
-    client, _ = start("--rate", "5/minute", "--origin", "https://example.org")
+    client, _ = start("--rate", "5/day", "--origin", "https://example.org")
     data = bears[0].read_bytes()
     answers = [post(client, data, "image/png", Origin="https://example.org") for _ in range(7)]
     assert [a.status_code for a in answers] == [200]*5 + [429]*2
-    assert 0 < int(answers[-1].headers["retry-after"]) <= 60 and "5/minute" in told(answers[-1], 429)
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 86400 and "5/day" in told(answers[-1], 429)
     assert {a.headers["access-control-allow-origin"] for a in answers} == {"https://example.org"}
     asked = dict(Origin="https://evil.example", **{"Access-Control-Request-Method": "POST"})
     assert client.options("/predict", headers=asked).status_code == 400
@@ -198,30 +200,31 @@ def test_a_new_bundle_while_all_ask(start, tmp_path, bears):
     first, data, stop, got = client.get("/health").json()["bundle"], bears[0].read_bytes(), threading.Event(), []
     def ask():
         while not stop.is_set(): got.append(post(client, data, "image/png"))
-    askers = [threading.Thread(target=ask) for _ in range(4)]
-    for t in askers: t.start()
+    pool = ThreadPoolExecutor(4)
+    askers = [pool.submit(ask) for _ in range(4)]
     (bundle/"model.onnx").rename(bundle/"away"); time.sleep(3)  # broken for a while
     (bundle/"bundle.json").write_text((bundle/"bundle.json").read_text() + " "); time.sleep(3)
     assert client.get("/health").json()["bundle"] == first
-    (bundle/"away").rename(bundle/"model.onnx")
-    changed(bundle)
+    changed(bundle); time.sleep(3)
+    assert client.get("/health").json()["bundle"] == first
+    (bundle/"away").rename(bundle/"model.onnx")  # whole again, and the last thing that comes
     end = time.monotonic() + 20
     while client.get("/health").json()["bundle"] == first: assert time.monotonic() < end; time.sleep(.2)
     time.sleep(.5); stop.set()
-    for t in askers: t.join()
+    for a in askers: a.result()  # none of them was cut off
     assert {r.status_code for r in got} == {200}
     assert len({r.json()["bundle"] for r in got}) == 2
 
 
 def test_the_order_to_stop_waits_for_answers(start, bears):
-    client, process = start()
+    client, process = start("--workers", 1)
     large = BytesIO()
     Image.open(bears[0]).resize((4000, 3000)).save(large, "PNG", compress_level=1)
     with ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(post, client, large.getvalue(), "image/png") for _ in range(16)]
         while client.get("/health").json()["waiting"] < 10: time.sleep(.02)  # all have come
         process.terminate()
-        assert [a.result().status_code for a in asked] == [200]*16
+        assert [a.result().status_code for a in asked] == [200]*16, process.poll()
     out, err = process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in err
 
@@ -238,16 +241,16 @@ def test_more_than_can_be_answered(start, shared_photos):
                 sent = good if rng.random() < .8 else bad
                 statuses.append((sent is good, post(own, rng.choice(sent)).status_code))
     with ThreadPoolExecutor(32) as pool:
-        for seed in range(32): pool.submit(ask, seed)
-        memory = []
+        askers, memory = [pool.submit(ask, seed) for seed in range(32)], []
         for _ in range(int(os.environ.get("BEARCLF_SOAK", 20))):
             time.sleep(1)
             memory.append(psutil.Process(process.pid).memory_info().rss/2**20)
         stop.set()
+        for a in askers: a.result()  # none of them was cut off
     assert {s for is_good, s in statuses if is_good} <= {200, 503} and {s for _, s in statuses} <= {200, 400, 413, 422, 503}
     assert sum(s == 200 for _, s in statuses) > 5*len(memory) and any(s == 503 for _, s in statuses)
-    half = len(memory)//2
-    assert max(memory[half:]) < max(memory[:half])*1.25 + 30, memory
+    assert max(memory) < 300 + 2*200*psutil.cpu_count(), memory  # a photo that is being opened may take 200 MB, one for each core
+    if len(memory) >= 300: assert np.median(memory[-60:]) < np.median(memory[60:120])*1.1 + 20, memory
     assert client.get("/health").json()["waiting"] <= 16
 
 
