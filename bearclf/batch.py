@@ -296,7 +296,7 @@ class _Actor:
         done = [answer_part(self.clf, int(first), json.loads(wheres), 1) for first, wheres in zip(asked['first'], asked['wheres'])]
         return dict(part=asked['part'], data=done)
 
-QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_DATA_DISABLE_PROGRESS_BARS='1', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0', RAY_BACKEND_LOG_LEVEL='fatal')
+QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_DATA_DISABLE_PROGRESS_BARS='1', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S='60')  # its own 5 s are short on a busy machine
 
 @contextmanager
 def _hushed():

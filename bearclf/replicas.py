@@ -41,6 +41,14 @@ def _deployment(
     class Photos: pass
     return Photos.bind()
 
+def _start(deployment, ip: str, port: int):
+    "Have Ray Serve serve it; raises `BearclfError`."
+    from ray import exceptions, serve
+    try:
+        serve.start(http_options=dict(host=ip, port=port), proxy_location='HeadOnly')
+        serve.run(deployment, name='bearclf', route_prefix='/')
+    except (RuntimeError, exceptions.RayError) as e: raise BearclfError(f'The replicas do not start ({str(e).strip().splitlines()[0]}): try again, and see the logs of Ray.') from e
+
 @contextmanager
 def replicas(
     bundle: Union[str, os.PathLike, None] = None,  # folder; None: see `bundle_folder`
@@ -61,9 +69,9 @@ def replicas(
     files, most = bundle_bytes(bundle), max(least, most or _cores())
     with cluster(address, max(most, _cores())) as ray:
         from ray import serve
-        serve.start(http_options=dict(host=ip, port=port), proxy_location='HeadOnly')
-        try: yield serve.run(_deployment(ray.put(files), least, most, log, options), name='bearclf', route_prefix='/')
-        except RuntimeError as e: raise BearclfError(f'The replicas do not start ({str(e).splitlines()[0]}): see the logs of Ray.') from e
+        try:
+            _start(_deployment(ray.put(files), least, most, log, options), ip, port)
+            yield
         finally: serve.delete('bearclf') if address else serve.shutdown()  # others may serve on a cluster
 
 # %% ../nbs/11b_replicas.ipynb #d4916115
