@@ -1,6 +1,6 @@
 """What the tests share: a served page, a browser that keeps account, the photos."""
-import os, shutil, socket, subprocess, sys, tempfile, time
-from contextlib import ExitStack, contextmanager
+import os, random, shutil, socket, subprocess, sys, tempfile, time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -16,10 +16,12 @@ CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", 
 
 
 def free_port():
-    "A port that nobody listens on."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A port that nobody listens on, and that neither the system (from 32768) nor Ray (to 19999) gives to others meanwhile."
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # no seed of a test makes it the same twice
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def _answers(url):

@@ -15,6 +15,8 @@ from bearclf.core import BearclfError, sha256
 from bearclf.folder import read_manifest
 from bearclf.moves import DELETE, apply_marks, open_steps, read_journal, relabel, set_aside, settle, undo
 
+pytestmark = pytest.mark.once
+
 ODD = ["two words.jpg", "it's \"quoted\".jpg", "медведь 熊.jpg", ".hidden.jpg", "a;b&c$(d).jpg", "per%20cent.jpg", "-rf.jpg", "line\nbreak.jpg", "UPPER.JPG", "no suffix", "back\\slash.jpg"]
 
 
@@ -177,8 +179,6 @@ AS_NOBODY = """
 import os, sys, tempfile
 from bearclf import moves
 from bearclf.core import BearclfError
-
-pytestmark = pytest.mark.once
 with moves.locked(tempfile.mkdtemp()): pass  # whatever that imports
 if not os.getuid(): os.setgid(65534); os.setuid(65534)
 try: moves.apply_marks(sys.argv[1], {'black/0.jpg': moves.DELETE, 'teddy/0.jpg': moves.DELETE})
