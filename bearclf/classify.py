@@ -14,6 +14,7 @@ from operator import le
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files as package_files
 from itertools import tee
 from pathlib import Path
@@ -281,7 +282,7 @@ class Classifier:
         card = self.folder/'card.md'
         return card.read_text(encoding='utf-8', errors='replace') if 'card.md' in self.spec['files'] else ''  # what is listed was compared with its hash
 
-    @property
+    @cached_property
     def fingerprint(self) -> str: # SHA-256 of what `bundle.json` says, and so of all that the bundle holds
         "Which bundle this is, wherever it lies."
         return sha256(json.dumps(self.spec, sort_keys=True).encode())
