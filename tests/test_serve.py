@@ -135,6 +135,26 @@ def test_those_that_dawdle(client, bears):
     assert statistics.median(took) < 1
 
 
+def test_those_that_do_not_read_or_send_no_request(client):
+    "After an answer a line and no request; a byte of a body nobody asked for; headers without end; an answer that is not read; fifty requests at once."
+    held = [connect(client) for _ in range(5)]
+    line, byte, heads, deaf, many = held
+    line.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"); line.recv(4096); line.sendall(b"\r\n")
+    byte.sendall(b"GET /model/x HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n"); byte.recv(4096); byte.sendall(b"z")
+    with pytest.raises(OSError):
+        heads.sendall(b"GET /health HTTP/1.1\r\n")
+        for i in range(20_000): heads.sendall(b"a%d: %s\r\n" % (i, b"b"*100))
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+    many.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"*50)
+    ours, end = {s.getsockname()[1] for s in held}, time.monotonic() + 30
+    still = lambda: {c.raddr.port for c in psutil.net_connections("tcp") if c.pid and c.status == "ESTABLISHED" and c.laddr.port == client.base_url.port and c.raddr.port in ours}  # the server's ends
+    while still() and time.monotonic() < end: time.sleep(.5)
+    assert not still()
+    for s in held: s.close()
+    assert client.get("/health").status_code == 200
+
+
 def test_keys(start, tmp_path, bears):
     (tmp_path/"keys.txt").write_text("# ours\n\n0123456789abcdef\nanother key, longer\n")
     client, _ = start("--keys", tmp_path/"keys.txt")
