@@ -9,6 +9,7 @@ __all__ = ['LIMIT', 'MADE', 'RESERVE', 'cache_folder', 'photo_hash', 'PhotoCache
 import os, re, shutil, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -28,8 +29,17 @@ LIMIT = 4 * 10**9    # bytes, all photos together: about 20 000 at 256 × 256
 MADE = 2             # the second way in which pixels are made; another gets another folder, for answers must not depend on what is left from before
 RESERVE = 200 * 10**6  # bytes of the disk that are left free
 
+@lru_cache
+def _head(side: int) -> bytes: # with which a file `np.save` made begins
+    np.save(out := BytesIO(), np.zeros((side, side, 3), np.uint8))
+    return out.getvalue()[:-3*side**2]
+
 @lru_cache(10_000)
-def _mapped(path: Path, stamp: tuple) -> np.ndarray: return np.load(path, mmap_mode='r', allow_pickle=False)  # by `_stamp` too: what another process has put in its place is another file
+def _mapped(path: Path, stamp: tuple, side: int) -> np.ndarray: # `[side, side, 3]`, read when it is used; raises `ValueError` for any other file
+    "By `_stamp` too: what another process has put in its place is another file. (`np.load` would parse each file's head as Python, which in Python 3.11 fails now and then when two threads do it.)"
+    with open(path, 'rb') as f:
+        if f.read(len(head := _head(side))) != head: raise ValueError(path)
+    return np.memmap(path, np.uint8, 'r', len(head), (side, side, 3))
 
 _known = {}  # path → (stamp, hash); of this process alone
 
@@ -71,9 +81,8 @@ class PhotoCache:
 
     def open(self, fn) -> Image.Image: # `side × side`
         "A photo from the cache if it is there, else from its file; raises `PhotoError`."
-        try: pixels = _mapped(at := self.place(fn), _stamp(at))
-        except (OSError, ValueError, EOFError): return self.make(fn)
-        return Image.fromarray(pixels) if (pixels.shape, pixels.dtype) == ((self.side, self.side, 3), np.uint8) else self.make(fn)
+        try: return Image.fromarray(_mapped(at := self.place(fn), _stamp(at), self.side))
+        except (OSError, ValueError): return self.make(fn)
 
 # %% ../nbs/00e_cache.ipynb #f22b32e0
 def _write(path: Path, pixels: np.ndarray):

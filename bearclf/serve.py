@@ -334,6 +334,7 @@ async def _first(answers, request: Request, seconds: float):
     await asyncio.wait([answers, left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()
     if answers.done(): return answers.result()
+    answers.add_done_callback(lambda f: f.cancelled() or f.exception())  # nobody else will ask for it, and asyncio would complain
     answers.cancel()
     raise Problem(503, f'No answer within {seconds:g} s: too many ask at once.', LATER)
 

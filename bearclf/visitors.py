@@ -298,6 +298,10 @@ def _socket(
         except Exception: return ''  # whatever it is, it is no output
 
     class Socket(handler):
+        def select_subprotocol(self, subprotocols):
+            if self.connection is None: raise ValueError('who asked has left meanwhile')  # for Tornado: no web socket comes of it
+            return super().select_subprotocol(subprotocols)
+
         @property
         def ping_timeout(self): return 3*self.ping_interval  # as long as the interval itself, jupyter_server would close every socket at the first ping
 

@@ -1,17 +1,19 @@
 """Answers a second, and how long each takes, when 1 to 32 clients ask at once: FastAPI with fastai's `learn.predict`, LitServe with our graph, and `bearclf serve`.
 
-    python benchmarks/serve.py RUN BUNDLE [INT8] [--litserve PYTHON] [--folder FOLDER] [--clients 1 2 4 8 16 32] [--seconds 8] [--rounds 3]
+    python benchmarks/serve.py RUN BUNDLE [INT8] [--litserve PYTHON] [--folder FOLDER] [--side 512] [--clients 1 2 4 8 16 32] [--seconds 8] [--rounds 3]
 
 RUN is a run folder (`bearclf train`), BUNDLE the bundle made from it (`bearclf export`), so all three have the same network; INT8 another one with weights of 8 bits, to be served, too. The photos are real ones (default: `BEARCLF_PHOTOS`, or ../shared/photos/bears), 60 of them in turn.
 LitServe is tried if `--litserve` names a Python that has litserve, python-multipart, onnxruntime, numpy and pillow; two workers, as many as there are cores here. The load comes from wrk (`apt install wrk`), which runs on the same machine and takes little of it.
 The three are started one at a time, in turns; said are medians over the rounds, and answers that are not 200 are not counted.
 """
 import argparse, json, os, signal, socket, statistics, subprocess, sys, tempfile, time
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from bearclf.core import photo_files
+from bearclf.core import open_photo, photo_files
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -55,9 +57,18 @@ def free_port():
         return s.getsockname()[1]
 
 
-def prepared(folder, fns):
+def sent(fn, side):
+    "A photo as the client sends it: as it is, or made smaller first, as an app or a page can do."
+    if not side: return fn.read_bytes()
+    im, out = open_photo(fn), BytesIO()
+    im.thumbnail((side, side))
+    im.save(out, "jpeg", quality=90)
+    return out.getvalue()
+
+
+def prepared(folder, fns, side=None):
     "wrk's script, and the forms it sends."
-    for i, fn in enumerate(fns, 1): (folder/str(i)).write_bytes(FORM + fn.read_bytes() + b"\r\n--x--\r\n")
+    for i, fn in enumerate(fns, 1): (folder/str(i)).write_bytes(FORM + sent(fn, side) + b"\r\n--x--\r\n")
     script = folder/"load.lua"
     script.write_text(WRK.replace("COUNT", str(len(fns))).replace("FOLDER", str(folder)))
     return script
@@ -86,10 +97,15 @@ def measure(command, script, args):
         up(port)
         if not load(port, script, 2, 3)["rate"]: raise SystemExit(f"{command} gives no answers")  # and it is warm now
         return {n: load(port, script, n, args.seconds) for n in args.clients}
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try: process.wait(20)
-        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+    finally: end(process)
+
+
+def end(process):
+    "With all its children: LitServe's workers outlive it for some seconds, on all of a core, which is then missing to whoever is measured next."
+    os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired): process.wait(20)
+    with suppress(ProcessLookupError):
+        while True: os.killpg(process.pid, signal.SIGKILL); process.poll(); time.sleep(.1)
 
 
 def main():
@@ -99,6 +115,7 @@ def main():
     p.add_argument("int8", type=Path, nargs="?")
     p.add_argument("--litserve", help="a Python that has litserve")
     p.add_argument("--folder", type=Path, default=os.environ.get("BEARCLF_PHOTOS") or HERE.parent/"shared"/"photos"/"bears")
+    p.add_argument("--side", type=int, help="make the photos smaller before they are sent: their longer side, in pixels")
     p.add_argument("--clients", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     p.add_argument("--seconds", type=int, default=8)
     p.add_argument("--rounds", type=int, default=3)
@@ -106,7 +123,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
         fns = photo_files(args.folder)
-        script = prepared(folder, fns[::max(1, len(fns)//60)][:60])
+        script = prepared(folder, fns[::max(1, len(fns)//60)][:60], args.side)
         (folder/"fastai_page.py").write_text(FASTAI.format(export=str((args.run/"export.pkl").absolute())))
         (folder/"lit_page.py").write_text(LITSERVE.format(bundle=str(args.bundle.absolute())))
         ways = {"FastAPI + fastai": [sys.executable, folder/"fastai_page.py"], "LitServe": args.litserve and [args.litserve, folder/"lit_page.py"], "bearclf serve": [sys.executable, "-m", "bearclf.cli", "serve", "--bundle", args.bundle.absolute(), "--port"]}

@@ -155,6 +155,17 @@ def test_those_that_do_not_read_or_send_no_request(client):
     assert client.get("/health").status_code == 200
 
 
+def test_who_leaves_before_the_answer_is_forgotten_without_a_word(start, bears):
+    client, process = start("--workers", 1)
+    data, gone = bears[0].read_bytes(), [connect(client) for _ in range(40)]
+    for s in gone: s.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+    for s in gone: s.close()
+    assert post(client, data, "image/png").status_code == 200
+    assert client.get("/health").json()["waiting"] == 0
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == ""
+
+
 def test_keys(start, tmp_path, bears):
     (tmp_path/"keys.txt").write_text("# ours\n\n0123456789abcdef\nanother key, longer\n")
     client, _ = start("--keys", tmp_path/"keys.txt")
