@@ -33,7 +33,7 @@ def packed(
     return min(((stride, gzip.compress(_apart(data, stride), 9, mtime=0)) for stride in (1, 2, 4)), key=lambda made: len(made[1]))
 
 # %% ../nbs/12a_static.ipynb #0d9a12fb
-CODE = ('static/page.js', 'static/page.css', 'static/photo.js', 'static/worker.js', 'jupyter/voila/templates/bearclf/static/upload.js', 'jupyter/voila/templates/bearclf/static/bearclf.css')  # the last two are the Voilà page's own
+CODE = ('static/page.js', 'static/page.css', 'static/opener.js', 'static/photo.js', 'static/worker.js', 'jupyter/voila/templates/bearclf/static/upload.js', 'jupyter/voila/templates/bearclf/static/bearclf.css')  # the last two are the Voilà page's own
 
 def _named(
     kind: str,

@@ -54,18 +54,19 @@ def arrive(tab, url, photo):
     "Seconds from navigation to the first answer."
     tab.goto(url, wait_until="commit")
     tab.wait_for_selector(".bearclf-upload input", state="attached")
-    return ask(tab, [photo])[1] and tab.evaluate("performance.now()/1e3")
+    return ask(tab, [photo])[2]
 
 
 def ask(tab, photos):
-    "(cards, oldest first, seconds until the last one was there); the page looks by itself."
+    "(cards, oldest first; seconds until the last one was there, from the choice and from navigation); the page looks by itself."
     before = tab.locator(".card").count()
     waiting = f"() => new Promise(done => {{ const look = setInterval(() => document.querySelectorAll('.card').length === {before + len(photos)} && (clearInterval(look), done(performance.now())), 2) }})"
     tab.evaluate("() => document.querySelector('.bearclf-upload input').addEventListener('change', () => window.begun = performance.now(), {once: true, capture: true})")
     tab.set_input_files(".bearclf-upload input", [str(p) for p in photos])
-    seconds = (tab.evaluate(waiting) - tab.evaluate("begun"))/1e3
+    there = tab.evaluate(waiting)
+    seconds = (there - tab.evaluate("begun"))/1e3
     cards = tab.locator(".card").evaluate_all("all => all.map(e => [e.classList[1], JSON.parse(e.dataset.probs ?? 'null')])")[::-1]
-    return cards[before:], seconds
+    return cards[before:], seconds, there/1e3
 
 
 def times(browser, urls, photos, rounds):

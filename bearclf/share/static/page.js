@@ -1,18 +1,18 @@
-// The page: photos go to the worker, answers become cards. Nothing is sent anywhere.
+// The page: photos go to the opener, what it makes of them to the worker that has the model, answers become cards. Nothing is sent anywhere.
 import { mount } from './upload.js'
 
 const told = JSON.parse(document.querySelector('#told').textContent), { words, labels } = told
 const find = (selector, within = document) => within.querySelector(selector)
 const answers = find('.answers'), clear = find('button.clear'), waiting = new Map()
-let hear, broken = '', number = 0
+let hear, shown, broken = '', number = 0
 
 told.cache = `bearclf ${new URL('.', document.baseURI).pathname}`  // as in sw.js
 for (const file of [told.model, told.runtime]) for (const key of ['url', 'folder', 'wasm']) if (file[key]) file[key] = new URL(file[key], document.baseURI).href
 
 // A worker that is made of text in the page has the page's content security policy, also where the host sends none: it can ask nobody but this host.
-function started() {
-  const source = URL.createObjectURL(new Blob([`import ${JSON.stringify(new URL('worker.js', import.meta.url).href)}`], { type: 'text/javascript' }))
-  return new Worker(source, { type: 'module' })
+function started(name, hears) {
+  const source = URL.createObjectURL(new Blob([`import ${JSON.stringify(new URL(name, import.meta.url).href)}`], { type: 'text/javascript' }))
+  return Object.assign(new Worker(source, { type: 'module' }), { onmessage: ({ data }) => hears(data), onerror: event => fail(event.message || 'it could not be started') })
 }
 
 const percent = p => p >= .995 ? 'over 99 %' : p < .005 ? 'under 1 %' : `${(100 * p).toFixed(0)} %`
@@ -51,9 +51,8 @@ function answerCard(file, said, answer) {
   find('img', made).src = URL.createObjectURL(answer.picture)
   find('.meaning', made).textContent = verdict === 'confident' && top < .9 ? words.fairly : meaning
   drawBars(find('.bars', made), probs)
-  if (!answer.where) return where?.remove(), made
-  const seen = find('img', where)
-  Object.assign(seen, { src: URL.createObjectURL(answer.where), alt: filled(seen.alt, { label }) })
+  if (!answer.hot) return where?.remove(), made
+  find('img', where).alt = filled(find('img', where).alt, { label })
   find('p', where).textContent = filled(find('p', where).textContent, { label })
   return made
 }
@@ -67,9 +66,11 @@ function refusal(file, said) {
 function show(file, { answer, why, facts, error }) {
   if (error) console.warn(error)
   const said = answer ? sentence(answer) : why ? filled(words.no_photo[why], { ...facts, name: file }) : broken || words.sorry
-  answers.append(answer ? answerCard(file, said, answer) : refusal(file, said))
+  const made = answer ? answerCard(file, said, answer) : refusal(file, said)
+  answers.append(made)
   clear.hidden = false
   hear({ kind: 'answered', words: answer ? `${file}: ${said}` : said })
+  return made
 }
 
 function fail(why) {
@@ -92,7 +93,7 @@ function take(name, bytes, tooBig) {
   if (tooBig) return show(name, { why: 'big' })
   if (broken) return show(name, {})
   waiting.set(++number, name)
-  worker.postMessage({ id: number, bytes }, [bytes])
+  opener.postMessage({ id: number, bytes, how: told.image }, [bytes])
 }
 
 const hears = {
@@ -100,13 +101,13 @@ const hears = {
   ready: () => hear({ kind: 'loading', words: '' }),
   kept: keepPage,
   failed: ({ words }) => fail(words),
-  answer: ({ id, ...said }) => { const file = waiting.get(id); if (waiting.delete(id)) show(file, said) },
+  answer: ({ id, ...said }) => { const file = waiting.get(id); if (waiting.delete(id)) shown = show(file, said) },
+  where: ({ where }) => { if (shown.isConnected) find('.where img', shown).src = URL.createObjectURL(where) },  // of the answer before
 }
 
-const worker = started()
-worker.onmessage = ({ data }) => hears[data.kind](data)
-worker.onerror = event => fail(event.message || 'it could not be started')
+const worker = started('worker.js', data => hears[data.kind](data))
 worker.postMessage({ told })
+const opener = started('opener.js', photo => worker.postMessage(photo, photo.seen ? [photo.seen.data.buffer] : []))
 
 const upload = mount(find('#upload'))
 upload.connect({

@@ -1,7 +1,6 @@
-// The model, in a thread of its own so that the page never stands still. Told once what to load, then given photos; answers in their order.
-import { NoPhoto, opened, scaled } from './photo.js'
+// The model, in a thread of its own so that the page never stands still. Told once what to load, then given what the opener made of photos; answers in their order.
+import { scaled } from './photo.js'
 
-const PREVIEW = 560  // pixels, at most
 let told, ort, session, asked = 0, got = 0, fresh = []
 
 const tell = (kind, more = {}) => self.postMessage({ kind, ...more })
@@ -61,7 +60,7 @@ async function run(pixels, [h, w] = told.image.size) {
 
 async function load() {
   const [bytes] = await Promise.all([graph(told.model), runtime(told.runtime)])
-  session = await ort.InferenceSession.create(bytes, { executionProviders: ['wasm'] })
+  session = await ort.InferenceSession.create(bytes, { executionProviders: ['wasm'], graphOptimizationLevel: 'disabled' })  // the exported graph is lean already: looking for more takes longer than it saves
   const [h, w] = told.image.size
   if (!asked) await run(new Uint8Array(h * w * 3))  // the first answer takes longer than the others: not the visitor's, unless they wait for it already
 }
@@ -81,8 +80,6 @@ function mask({ data, dims: [, h, w, labels] }, label, size) {
   return scaled({ width: w, height: h, bands: 1, data: Uint8Array.from(heat, v => 180 * (v - low) / span) }, size[1], size[0]).data
 }
 
-const jpeg = canvas => canvas.convertToBlob({ type: 'image/jpeg', quality: .8 })
-
 // What the graph saw, the redder the more it speaks for the label.
 function where(seen, heat, label) {
   const red = mask(heat, label, [seen.height, seen.width]), picture = new ImageData(seen.width, seen.height), [r, g, b] = [255, 40, 0]
@@ -92,26 +89,16 @@ function where(seen, heat, label) {
   }
   const canvas = new OffscreenCanvas(seen.width, seen.height)
   canvas.getContext('2d').putImageData(picture, 0, 0)
-  return jpeg(canvas)
+  return canvas.convertToBlob({ type: 'image/jpeg', quality: .8 })
 }
 
-function preview(bitmap) {
-  const scale = Math.min(1, PREVIEW / Math.max(bitmap.width, bitmap.height)), canvas = new OffscreenCanvas(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale))), pen = canvas.getContext('2d')
-  pen.fillStyle = 'white'
-  pen.fillRect(0, 0, canvas.width, canvas.height)
-  pen.imageSmoothingQuality = 'high'
-  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height)
-  bitmap.close()
-  return jpeg(canvas)
-}
-
-async function answered(bytes, loaded) {
-  const { bitmap, seen } = await opened(new Uint8Array(bytes), told.image), picture = await preview(bitmap)
+// The answer, and what draws where it comes from, which can wait until the answer is shown.
+async function answered(seen, loaded) {
   await loaded
   const out = await run(seen.data), probs = [...out.probs.data], top = Math.max(...probs), known = out.known ? out.known.data[0] : null
   if (!(Math.abs(probs.reduce((a, b) => a + b, 0) - 1) < .01)) throw Error('the graph gives no probabilities')
-  const said = verdict(top, known, told.thresholds)
-  return { verdict: said, probs, known, picture, where: out.heatmap && said !== 'out_of_domain' ? await where(seen, out.heatmap, probs.indexOf(top)) : null }
+  const said = verdict(top, known, told.thresholds), hot = !!out.heatmap && said !== 'out_of_domain'
+  return [{ verdict: said, probs, known, hot }, () => where(seen, out.heatmap, probs.indexOf(top))]
 }
 
 let loaded, queue = Promise.resolve()
@@ -122,9 +109,13 @@ function begin(message) {
   loaded.then(() => { tell('ready'); queue = queue.then(keep) }, e => tell('failed', { words: e.message ?? String(e) }))
 }
 
-async function look({ id, bytes }) {
-  try { tell('answer', { id, answer: await answered(bytes, loaded) }) }
-  catch (e) { tell('answer', { id, ...(e instanceof NoPhoto ? { why: e.why, facts: e.facts } : { error: e.message ?? String(e) }) }) }
+async function look({ id, seen, picture, ...refused }) {
+  if (!seen) return tell('answer', { id, ...refused })
+  try {
+    const [answer, draw] = await answered(seen, loaded)
+    tell('answer', { id, answer: { ...answer, picture } })
+    if (answer.hot) tell('where', { where: await draw() })
+  } catch (e) { tell('answer', { id, error: e.message ?? String(e) }) }
 }
 
 self.onmessage = ({ data }) => {
