@@ -6,7 +6,7 @@
 __all__ = ['CHANGED', 'ROWS', 'QUIET', 'ENGINES', 'Listing', 'photos_in', 'answer_part', 'cluster', 'Summary', 'batch']
 
 # %% ../nbs/11a_batch.ipynb #ff9d81f4
-import json, logging, os, socket
+import json, logging, os, signal, socket, subprocess, sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from glob import escape, glob
@@ -176,12 +176,14 @@ def answer_part(
 ) -> bytes: # a Parquet file, a row a photo
     "Answer some photos; what cannot be read gets a row with its `error`."
     import pyarrow as pa
-    from pyarrow import parquet
     with _Reader() as bring:
         asked = [_Photo(where, bring) for where in wheres]
         answers = list(clf.predict_many(asked, _threads(wheres, cores), raises=False))
-    out = BytesIO()
-    parquet.write_table(pa.Table.from_pylist(list(map(_row, range(first, first + len(asked)), asked, answers)), schema=_columns(clf.labels)), out)
+    return _file(pa.Table.from_pylist(list(map(_row, range(first, first + len(asked)), asked, answers)), schema=_columns(clf.labels)))
+
+def _file(table) -> bytes: # of a pyarrow table
+    from pyarrow import parquet
+    parquet.write_table(table, out := BytesIO())
     return out.getvalue()
 
 # %% ../nbs/11a_batch.ipynb #0305aa87
@@ -278,10 +280,76 @@ def _failed(out: Path, run: str) -> Optional[int]: # None: `out` is not the whol
     except (ArrowException, OSError): return None
     return _errors(parquet.ParquetFile(out).read(['error'])) if whole else None
 
+# %% ../nbs/11a_batch.ipynb #da866f2f
+def _apart():
+    "What a `_Worker`'s process does: for each line of JSON a Parquet file, after a letter (+, - for an error) and its length."
+    out = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)  # what a library prints is no answer
+    def say(data: bytes, letter=b'+'): out.write(letter + len(data).to_bytes(8, 'big') + data); out.flush()
+    folder, fingerprint = sys.argv[1:]
+    with suppress(BrokenPipeError):  # nobody is there any more
+        try:
+            clf = Classifier(folder, threads=1)
+            if clf.fingerprint != fingerprint: raise BearclfError(f'{folder} has changed since the batch began: run the same again.')
+            say(b'')  # ready
+            for line in sys.stdin.buffer: say(answer_part(clf, **json.loads(line)))
+        except BearclfError as e: say(str(e).encode(), b'-')
+
+class _Worker:
+    "A process apart in which photos are opened and answered; another takes its place when it dies."
+    def __init__(self, clf: Classifier, cores: int): self.clf, self.cores, self.process = clf, cores, None
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.end()
+
+    def end(self):
+        if not self.process: return
+        self.process.kill(); self.process.wait()
+        with suppress(BrokenPipeError): self.process.stdin.close()
+        self.process.stdout.close()
+        self.process = None
+
+    def _start(self):
+        paths = os.pathsep.join(p for p in sys.path if p)
+        command = [sys.executable, '-c', 'from bearclf.batch import _apart; _apart()', str(self.clf.folder), self.clf.fingerprint]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=paths), start_new_session=True)  # Ctrl-C is for the batch, which then ends this one
+        if self._hear() is None: raise BearclfError('The process that is to open the photos does not start: is there enough memory?')
+
+    def _hear(self) -> Optional[bytes]: # None: it has died
+        head = self.process.stdout.read(9)
+        data = self.process.stdout.read(int.from_bytes(head[1:], 'big')) if len(head) == 9 else b''
+        if len(head) < 9 or len(data) < int.from_bytes(head[1:], 'big'): return self.end()
+        if head[:1] == b'-': raise BearclfError(data.decode())
+        return data
+
+    def ask(self, first: int, wheres: list) -> Optional[bytes]: # as `answer_part`; None: it has died
+        if not self.process: self._start()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(dict(first=first, wheres=wheres, cores=self.cores)).encode() + b'\n')
+            self.process.stdin.flush()
+        return self._hear()
+
+    def __call__(self, first: int, wheres: list) -> bytes: # as `answer_part`
+        if (data := self.ask(first, wheres)) is not None: return data
+        if len(wheres) == 1: return self.ask(first, wheres) or self._deadly(first, wheres[0])
+        half = len(wheres)//2
+        return _both(self(first, wheres[:half]), self(first + half, wheres[half:]))
+
+    def _deadly(self, i: int, where: str) -> bytes: # a part of one row
+        import pyarrow as pa
+        photo = _Photo(where, None)
+        return _file(pa.Table.from_pylist([_row(i, photo, PhotoError(f'{photo.name} ended two processes that were to open it: look at it with care.'))], schema=_columns(self.clf.labels)))
+
+def _both(*parts: bytes) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+    return _file(pa.concat_tables([parquet.read_table(BytesIO(part)) for part in parts]))
+
 # %% ../nbs/11a_batch.ipynb #13fbdc90
 def _local(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], address=None) -> Iterator[tuple]:
     "Each part, and its Parquet file; `asks` is of (part, its rows)."
-    for k, rows in asks: yield k, answer_part(clf, rows[0], [listing.where(i) for i in rows], cores or _cores())
+    with _Worker(clf, cores or _cores()) as worker:
+        for k, rows in asks: yield k, worker(rows[0], [listing.where(i) for i in rows])
 
 # %% ../nbs/11a_batch.ipynb #05f057fc
 class _Actor:
@@ -290,10 +358,10 @@ class _Actor:
         import ray
         self.folder = TemporaryDirectory(prefix='bearclf-')
         for name, data in ray.get(bundle).items(): Path(self.folder.name, name).write_bytes(data)
-        self.clf = Classifier(self.folder.name, threads=1)
+        self.worker = _Worker(Classifier(self.folder.name, threads=1), 1)
 
     def __call__(self, asked: dict) -> dict: # arrays of `part`, `first`, `wheres`; of `part`, `data`
-        done = [answer_part(self.clf, int(first), json.loads(wheres), 1) for first, wheres in zip(asked['first'], asked['wheres'])]
+        done = [self.worker(int(first), json.loads(wheres)) for first, wheres in zip(asked['first'], asked['wheres'])]
         return dict(part=asked['part'], data=done)
 
 QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_DATA_DISABLE_PROGRESS_BARS='1', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0', RAY_BACKEND_LOG_LEVEL='fatal', RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S='60')  # its own 5 s are short on a busy machine

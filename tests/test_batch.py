@@ -6,12 +6,16 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from hostile import sound, special
 from web import fill, web
@@ -123,11 +127,42 @@ def test_a_store(tmp_path, drawn):
     fs = fsspec.filesystem("memory")
     for i in range(3): fs.pipe_file(f"/set/teddy/{i}.jpg", (drawn/f"{i:03}-0.jpg").read_bytes())
     for name in ("/set/teddy/.hidden.jpg", "/set/.cache/x.jpg", "/set/notes.txt"): fs.pipe_file(name, b"none")
-    fs.pipe_file("/set/list.csv", b"file\nteddy/0.jpg\nteddy/9.jpg\n")
     assert len(photos_in("memory://set").files) == len(photos_in("memory://set/**/*.jpg").files) == 3
-    assert batch("memory://set", tmp_path/"a.parquet").answered == 3
-    done = batch("memory://set/list.csv", tmp_path/"b.parquet")
+    with ZipFile(tmp_path/"set.zip", "w") as zipped: zipped.write(drawn/"000-0.jpg", "teddy/0.jpg")
+    fs.pipe_file("/set/list.csv", f"file\nzip://teddy/0.jpg::{tmp_path}/set.zip\nzip://teddy/9.jpg::{tmp_path}/set.zip\n".encode())
+    done = batch("memory://set/list.csv", tmp_path/"a.parquet")
+    batch(drawn/"000-0.jpg", tmp_path/"b.parquet")
     assert (done.answered, done.failed) == (1, 1) and pd.read_parquet(tmp_path/"a.parquet").known[0] == pd.read_parquet(tmp_path/"b.parquet").known[0]
+
+
+class Deadly(BaseHTTPRequestHandler):
+    "Photos; whoever asks for one that is deadly is killed before it comes."
+    photo, driver, deaths = b"", None, 0
+    def log_message(self, *_): pass
+    def do_GET(self):
+        if "deadly" in self.path:
+            for p in psutil.Process(Deadly.driver.pid).children(recursive=True):
+                if "_apart()" in " ".join(p.cmdline()) and any(c.raddr and c.raddr.port == self.client_address[1] or c.laddr.port == self.client_address[1] for c in p.net_connections("tcp")): p.kill(); Deadly.deaths += 1
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError): self.wfile.write(Deadly.photo)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_photo_that_kills_who_opens_it(tmp_path, drawn, engine):
+    pytest.importorskip(dict(local="pyarrow", ray="ray")[engine])
+    Deadly.photo, Deadly.deaths = (drawn/"000-0.jpg").read_bytes(), 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Deadly)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    names = [f"{'deadly' if i in (5, 19) else 'good'}{i}.jpg" for i in range(24)]
+    (tmp_path/"list.csv").write_text("\n".join(["url", *(f"http://127.0.0.1:{server.server_port}/{name}" for name in names)]))
+    Deadly.driver = start(tmp_path/"list.csv", tmp_path/"a.parquet", "--part", 16, "--engine", engine, "--workers", 1)
+    out, err = Deadly.driver.communicate(timeout=180)
+    server.shutdown()
+    df = pd.read_parquet(tmp_path/"a.parquet")
+    assert Deadly.driver.returncode == 1 and err == "" and "22 answered, 2 could not be read" in out, (out, err)
+    assert Deadly.deaths >= 4 and df.row.tolist() == list(range(24)) and df.label[df.error.isna()].nunique() == 1
+    assert [Path(f).stem for f in df.file[df.error.str.contains("ended two processes", na=False)]] == ["deadly5", "deadly19"]
 
 
 def test_killed_again_and_again(tmp_path, drawn, whole):
@@ -231,7 +266,6 @@ def cluster():
 
 def workers():
     "The processes in which photos are answered."
-    psutil = pytest.importorskip("psutil")
     found = []
     for p in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error): found += [p] if "_Actor" in " ".join(p.info["cmdline"] or []) and p.cmdline()[0].startswith("ray::") else []
