@@ -6,6 +6,7 @@ The photos of a folder (default: `BEARCLF_PHOTOS`, or ../shared/photos/bears) un
 The estimate is on paper: the rate of this machine, as many of them as you like, and a price for an hour of one of them that you give.
 """
 import argparse, os, signal, subprocess, sys, tempfile, time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -23,9 +24,12 @@ def filled(folder, fns, n):
     return folder
 
 
-def peak(pid): # MB, with the process it started
-    try: return sum(next(int(line.split()[1])/1e3 for line in open(f"/proc/{p}/status") if line.startswith("VmHWM")) for p in [pid, *open(f"/proc/{pid}/task/{pid}/children").read().split()])
-    except (OSError, StopIteration): return 0
+def peak(pid): # MB, with the processes it started
+    try: pids, most = [pid, *open(f"/proc/{pid}/task/{pid}/children").read().split()], 0
+    except OSError: return 0
+    for p in pids:
+        with suppress(OSError): most += sum(int(line.split()[1])/1e3 for line in open(f"/proc/{p}/status") if line.startswith("VmHWM"))
+    return most
 
 
 def run(photos, out, *options, until=lambda: False):
