@@ -38,7 +38,7 @@ from starlette.requests import ClientDisconnect
 
 from . import __version__
 from .classify import Answer, Classifier, _cores
-from .core import BearclfError, PhotoError, check_port
+from .core import BearclfError, PhotoError, check_port, malloc_trim
 
 # %% ../nbs/11_serve.ipynb #d0682f88
 @dataclass
@@ -388,6 +388,7 @@ def _life(
             metrics.bundle.clear()
             metrics.bundle.labels(batcher.clf.fingerprint).set(1)
             await asyncio.sleep(LOOK)
+            await asyncio.to_thread(malloc_trim)
             try: seen = await asyncio.to_thread(_renewed, batcher, seen)
             except (BearclfError, OSError) as e:
                 if str(e) != said: LOGGER.warning('the bundle stays as it was: %s', e)
