@@ -102,6 +102,8 @@ def photos_in(
     "All photos that `src` names; raises `BearclfError` if there are none."
     src = str(src)
     if src.lower().endswith(('.csv', '.parquet', '.pq')): found = _table(src, column)
+    elif src.startswith(('http://', 'https://')) and '*' not in src and _is_photo(urlsplit(src).path): found = Listing([src])  # or a row says why not
+    elif os.path.isfile(src) and not _is_photo(src): raise BearclfError(f'{src} is neither a photo nor a table by its name: let a list be .csv or .parquet.')
     elif '://' in src: found = Listing(_in_store(src))
     else: found = Listing(_by_pattern(src) if set('*?[') & set(src) and not os.path.exists(src) else list(map(str, photo_files(src))))
     if not found.files: raise BearclfError(f'{src} names no photos: check it.')
@@ -227,7 +229,9 @@ class _Parts:
 
     def clear(self):
         "Take away what a batch put here, and nothing else; the note goes last."
-        for p in [*self.folder.glob('*.parquet'), *self.folder.glob('.*.part'), self.folder/'batch.json']: p.unlink(missing_ok=True)
+        number = '[0-9]'*7
+        ours = [p for name in (f'{number}.parquet', f'.{number}.parquet.*.part', '.batch.json.*.part') for p in self.folder.glob(name)]
+        for p in [*ours, self.folder/'batch.json']: p.unlink(missing_ok=True)
 
 # %% ../nbs/11a_batch.ipynb #8c18bf58
 def _logged(data: bytes, run: str, labels: list) -> list: # of (id, `Answer`, SHA-256)
@@ -451,7 +455,8 @@ def _at_work(out: Path, parts: _Parts, force: bool):
         with locked(parts.folder):
             parts.begin(force)
             if out.exists() and not force and _failed(out, parts.run) is None: raise there
-            for old in out.parent.glob(f'.{escape(out.name)}.*.part'): old.unlink()
+            for old in out.parent.glob(f'.{escape(out.name)}.*.part'):
+                if old.name.split('.')[-2].isdigit() and old.name.count('.') == out.name.count('.') + 3: old.unlink()  # as `replacing` names them
             try: yield; parts.clear()
             finally:
                 if not any(parts.folder.glob('*.parquet')): parts.clear(); (parts.folder/'.lock').unlink()

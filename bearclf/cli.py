@@ -364,10 +364,11 @@ def serve(
     batch: int = typer.Option(1, min=1, help='Photos answered in one run of the model, at most; on a CPU more than 1 gains nothing.'),
     workers: Optional[int] = typer.Option(None, min=1, help='Photos answered at the same time; default: one a core.'),
     engine: Engine = typer.Option('local', help='local: this process; ray: replicas of it, each with a core of its own.'),
+    proxy: Optional[str] = typer.Option(None, help='Address of a proxy in front, which is believed who its clients are (X-Forwarded-For); default: nobody is.'),
     replicas: int = typer.Option(4, min=1, help='With ray: at most; one is always there.'),
     address: Optional[str] = typer.Option(None, help='With ray: of a running Ray, such as auto; default: one is started here, and stopped again.'),
 ):
-    """Serve the model over HTTP until Ctrl-C: POST /predict, and /docs tells the rest.
+    """Serve the model over HTTP until Ctrl-C: POST /predict, and /docs tells the rest. A bundle that is exported anew into the same folder takes over while it runs.
 
     Example: bearclf serve --port 8000 --log bearclf.db
     """
@@ -376,7 +377,8 @@ def serve(
     how = dict(keys=read_keys(keys) if keys else [], origins=origin, batch=batch, limits=Limits(body=megabytes*10**6, photos=photos, waiting=max(waiting, photos), rate=rate))
     if address and engine is not Engine.ray: raise BearclfError('--address is for --engine ray: without Ray the service joins no cluster.')
     if workers and engine is Engine.ray: raise BearclfError('--workers is for one process: with Ray, say how many replicas.')
-    if engine is Engine.local: return run_service(bundle, port, ip, log, workers=workers, **how)
+    if proxy and engine is Engine.ray: raise BearclfError('--proxy is for one process: Ray has a proxy of its own.')
+    if engine is Engine.local: return run_service(bundle, port, ip, log, proxy, workers=workers, **how)
     from bearclf.replicas import run_replicas
     run_replicas(bundle, port, ip, most=replicas, address=address, log=log or os.environ.get('BEARCLF_LOG'), **how)
 
@@ -399,10 +401,14 @@ def deploy(
 
     Example: bearclf deploy static site
     """
-    from bearclf.deploy import server_folder
+    from bearclf.classify import load_bundle
+    from bearclf.deploy import server_folder, strangers
     from bearclf.static import static_page, visit_size
     folder = static_page(out, bundle, force) if road is Road.static else server_folder(road.value, out, bundle, force)
     first = f"a first visit downloads {visit_size(folder)/1e6:.1f} MB" if road is Road.static else f"{sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())/1e6:.1f} MB"
+    spec = load_bundle(bundle, files=False)
+    if 'accuracy' not in spec.get('metrics', {}) or spec['thresholds'].get('known') is None: print(f"bearclf: this bundle was not measured or cannot say \"none of these\" (see its card.md), and the page says so: think of it before strangers ask it.", file=sys.stderr)
+    if others := strangers(folder): print(f"bearclf: in {folder} lies also what you put there, and it would be pushed along: {', '.join(map(printable, others[:5]))}{' …' if len(others) > 5 else ''}", file=sys.stderr)
     print(f"{folder}: {first}. How to go on is in {folder/'README.md'}.")
 
 # %% ../nbs/13_cli.ipynb #13-cli-034

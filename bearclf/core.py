@@ -113,6 +113,11 @@ def _one_scan(data: bytes) -> bool: # of a JPEG; False also when it looks odd
         if kind == 0xda: return parts == data[at + 4:at + 5]
     return False
 
+def _tile(im: Image.Image) -> int: # bytes
+    "What one tile of a TIFF takes when it is unpacked: it may claim to be far larger than the photo."
+    width, height, samples, bits = (im.tag_v2.get(tag, default) for tag, default in ((322, 0), (323, 0), (277, 1), (258, 8)))
+    return width*height*samples*max(bits if isinstance(bits, tuple) else (bits,))//8
+
 def _needs(
     im: Image.Image,  # not loaded yet, after `draft`
     least: int, 
@@ -194,6 +199,7 @@ def open_photo(
             if im.format in ('JPEG', 'MPO') and not _one_scan(data):
                 if (scans := data.count(b'\xff\xda')) > MAX_SCANS or scans*pixels > MAX_WORK: raise OSError('no camera scans a photo so often')
                 takes = 6*pixels
+            if im.format == 'TIFF': takes = _tile(im)
             if least:
                 im.draft('L' if grey else 'RGB', (least, least))
                 if takes + _needs(im, least, data) > MEMORY: raise PhotoError(f"{name} has {pixels/1e6:.0f} million pixels, too many for its kind: save it as an ordinary JPEG, or make it smaller.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOME', 'SHARE', 'DEPLOYED', 'LINUX', 'WHEEL', 'PYTHON', 'PORTS', 'FRAME', 'MEMORY_MB', 'LFS', 'NOTEBOOK', 'render',
-           'deployed', 'write_folder', 'pinned', 'wheel', 'server_folder']
+           'deployed', 'strangers', 'write_folder', 'pinned', 'wheel', 'server_folder']
 
 # %% ../nbs/12_deploy.ipynb #aae9e9bc
 import hashlib, json, os, sys
@@ -49,6 +49,15 @@ def deployed(
     inside = [name for name in known if not Path(name).is_absolute() and '..' not in Path(name).parts]
     return {name: known[name] for name in inside}
 
+def _road(out: Path) -> str: return json.loads((out/DEPLOYED).read_text(encoding='utf-8')).get('road', '')
+
+def strangers(
+    out: Path,  # a folder that was deployed
+) -> list: # sorted names, hidden ones left out
+    "What lies in it that bearclf did not write, and would be pushed along."
+    ours = {Path(name).parts[0] for name in [*deployed(out), DEPLOYED]}
+    return sorted(p.name for p in out.iterdir() if p.name not in ours and not p.name.startswith('.'))
+
 def _refuse(
     out: Path,
     files: dict,  # path → bytes
@@ -60,19 +69,21 @@ def _refuse(
     if out.is_dir() and any(out.iterdir()) and not force: raise BearclfError(f'{out} is not empty: choose a new folder, or renew it with --force.')
     for name in {**known, **files}:
         there = out/name
-        if any(p.is_symlink() for p in (there, *list(there.parents)[:len(Path(name).parts) - 1])) or there.is_dir() or (there.is_file() and sha256(there) not in (known.get(name), sha256(files.get(name, b'')))): raise BearclfError(f'{there} is not as bearclf wrote it, and would be lost: move it away first.')
+        if any(p.is_symlink() for p in (there, *list(there.parents)[:len(Path(name).parts) - 1])) or (there.exists() and not there.is_file()) or (there.is_file() and sha256(there) not in (known.get(name), sha256(files.get(name, b'')))): raise BearclfError(f'{there} is not as bearclf wrote it, and would be lost: move it away first.')
 
 def write_folder(
     out: Union[str, os.PathLike],  # made if need be
     files: dict,  # path → bytes, in the order to write them
     force: bool = False,  # renew a folder that an earlier deploy wrote
+    road: str = '',       # what it is for; another road's folder is not renewed
 ) -> Path: # `out`
     "Write a folder to deploy; raises `BearclfError` rather than touch a file that is not from bearclf."
     out = Path(out)
     known = deployed(out) if out.is_dir() else {}
+    if known and (before := _road(out)) != road: raise BearclfError(f'{out} was written by deploy {before}: choose a new folder for {road}.')
     _refuse(out, files, known, force)
     for name, data in files.items(): write_atomic(out/name, data)
-    write_atomic(out/DEPLOYED, dict(files={name: sha256(data) for name, data in files.items()}))
+    write_atomic(out/DEPLOYED, dict(road=road, files={name: sha256(data) for name, data in files.items()}))
     for name in known.keys() - files.keys(): _take_away(out, name)
     return out
 
@@ -182,4 +193,4 @@ def server_folder(
     "Write a folder that is ready to be pushed; raises `BearclfError`."
     files = _binder(bundle) if road == 'binder' else _container(road, bundle)
     files['README.md'] = _read_me(road, bundle, files)
-    return write_folder(out, files, force)
+    return write_folder(out, files, force, road)

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
-from .batch import cluster
+from .batch import _hushed, cluster
 from .classify import _cores, bundle_bytes
 from .core import BearclfError, check_port
 
@@ -58,6 +58,7 @@ def replicas(
     most: Optional[int] = None,     # None: one a core of this machine
     address: Optional[str] = None,  # of a Ray cluster, 'auto' for the one this machine belongs to; None: one is started here
     log: Optional[str] = None,      # URL of a predictions log, or on one machine a file
+    ready: Callable = lambda: None, # called once Ray is there, before anybody is served
     **options,  # for `create_app`
 ):
     "Serve with Ray until the block ends; raises `BearclfError` if it cannot start."
@@ -69,16 +70,15 @@ def replicas(
     files, most = bundle_bytes(bundle), max(least, most or _cores())
     with cluster(address, max(most, _cores())) as ray:
         from ray import serve
+        ready()
         try:
             _start(_deployment(ray.put(files), least, most, log, options), ip, port)
             yield
-        finally: serve.delete('bearclf') if address else serve.shutdown()  # others may serve on a cluster
+        finally:
+            with _hushed(): serve.delete('bearclf') if address else serve.shutdown()  # others may serve on a cluster
 
 # %% ../nbs/11b_replicas.ipynb #d4916115
-def _until_told():
-    "Wait for Ctrl-C or SIGTERM."
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt): Event().wait()
+def _as_ctrl_c(): signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler would abort
 
 def run_replicas(
     bundle: Union[str, os.PathLike, None] = None,  # as in `replicas`, and so are the rest
@@ -87,6 +87,6 @@ def run_replicas(
     **options,
 ):
     "Serve with Ray until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
-    with replicas(bundle, port, ip, **options):
+    with suppress(KeyboardInterrupt), replicas(bundle, port, ip, ready=_as_ctrl_c, **options):
         print(f'bearclf service: http://localhost:{port}/docs', flush=True)
-        _until_told()
+        Event().wait()

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Thread
 from time import perf_counter
-from typing import Dict, List, Literal, Optional, Union
+from typing import Any, Dict, List, Literal, Optional, Union
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -37,7 +37,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from . import __version__
-from .classify import Answer, Classifier, _cores
+from .classify import Answer, Classifier, _cores, bundle_folder
 from .core import BearclfError, PhotoError, check_port, malloc_trim
 
 # %% ../nbs/11_serve.ipynb #d0682f88
@@ -226,7 +226,8 @@ def read_keys(
     except (OSError, UnicodeDecodeError) as e: raise BearclfError(f'The keys in {file} cannot be read ({getattr(e, "strerror", None) or "it is no text"}): give a text file with one key a line.') from None
     keys = [line for line in lines if line and not line.startswith('#')]
     if not keys: raise BearclfError(f'{file} holds no key: write one a line, each at least 16 characters long.')
-    if short := [key for key in keys if len(key) < 16]: raise BearclfError(f'{file} holds {len(short)} keys of fewer than 16 characters, which can be guessed: make longer ones.')
+    if any(len(key) < 16 for key in keys): raise BearclfError(f'{file} holds a key of fewer than 16 characters, which can be guessed: make a longer one.')
+    if not all(map(str.isascii, keys)): raise BearclfError(f'{file} holds a key with letters that cannot be sent in a header: use only a to z, digits and signs.')
     return keys
 
 def _hash(key: str) -> bytes: return hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()
@@ -284,12 +285,12 @@ class Told(BaseModel):
 class Model(BaseModel):
     "The bundle that answers."
     labels: List[str]
-    thresholds: Dict[str, Optional[float]]
+    thresholds: dict
     image: dict
-    metrics: dict
-    data: dict
-    versions: dict
-    created: Optional[str]
+    metrics: Any
+    data: Any
+    versions: Any
+    created: Any
     card: str
     bundle: str
 
@@ -378,12 +379,13 @@ def _renewed(
 
 def _life(
     clf: Classifier,
+    seen: bytes,  # what `bundle.json` held before it was loaded
     metrics: Metrics,
     start,  # makes the `MicroBatcher`
 ):
     "From the start of the service to its end."
-    async def watch(batcher):
-        seen, said = _words(clf.folder), ''
+    async def watch(batcher, seen):
+        said = ''
         while True:
             metrics.bundle.clear()
             metrics.bundle.labels(batcher.clf.fingerprint).set(1)
@@ -397,7 +399,7 @@ def _life(
     @asynccontextmanager
     async def life(app):
         app.state.batcher = start()
-        watching = asyncio.create_task(watch(app.state.batcher))
+        watching = asyncio.create_task(watch(app.state.batcher, seen))
         yield
         watching.cancel()
         await asyncio.to_thread(app.state.batcher.stop)
@@ -407,8 +409,8 @@ def _life(
 # %% ../nbs/11_serve.ipynb #b66318ca
 ABOUT = """Photo in, verdict out. A verdict is `confident`, `unsure` (in domain, but no label is likely enough) or `out_of_domain` (it looks like none of the labels).
 
-    curl -F photo=@bear.jpg localhost:8000/predict
-    curl -H 'Content-Type: image/jpeg' --data-binary @bear.jpg localhost:8000/predict"""
+    curl {key}-F photo=@bear.jpg {at}/predict
+    curl {key}-H 'Content-Type: image/jpeg' --data-binary @bear.jpg {at}/predict"""
 
 def _routes(app: FastAPI, limits: Limits, metrics: Metrics, check: list):
     "The service's addresses."
@@ -448,7 +450,8 @@ def _problem_handlers(app: FastAPI):
         async def told(_, e): return problem(e).response()
         app.add_exception_handler(kind, told)
     tell(Problem, lambda e: e)
-    tell(HTTPException, lambda e: Problem(e.status_code, f'{WHY.get(e.status_code, e.detail)}: see /docs.', e.headers))
+    asks = lambda e: f'This address is asked with {e.headers["Allow"]}' if 'Allow' in (e.headers or {}) else WHY.get(e.status_code, e.detail)
+    tell(HTTPException, lambda e: Problem(e.status_code, f'{asks(e)}: see /docs.', e.headers))
     tell(RequestValidationError, lambda _: Problem(400, 'The request is not as /docs describes it.'))
     tell(ClientDisconnect, lambda _: Problem(400, 'The request ended before its time.'))  # nobody reads it
     tell(Exception, lambda _: Problem(500, 'This could not be answered, and that is our fault, not yours.'))
@@ -461,12 +464,14 @@ def create_app(
     log=None,            # a `PredictionsLog`
     workers: Optional[int] = None,  # as for `MicroBatcher`
     batch: int = 1,                 # as for `MicroBatcher`
+    at: str = 'localhost:8000',     # its address, for the examples in /docs
 ) -> FastAPI:
     "The service as an ASGI app; raises `BearclfError` if there is no bundle to serve."
     if wrong := [o for o in origins if not re.fullmatch(r'https?://[^/\s]+', o)]: raise BearclfError(f'"{wrong[0]}" is no origin: write for example https://example.org, with nothing after the name.')
-    limits, metrics, clf = limits or Limits(), Metrics(), Classifier(bundle, threads=1)
-    life = _life(clf, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log)))
-    app = FastAPIOffline(title=f'Photo classifier: {", ".join(clf.labels[:4])}', version=__version__, lifespan=life, redoc_url=None, description=ABOUT)
+    limits, metrics, seen = limits or Limits(), Metrics(), _words(bundle_folder(bundle))
+    clf = Classifier(bundle, threads=1)
+    life = _life(clf, seen, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log)))
+    app = FastAPIOffline(title=f'Photo classifier: {", ".join(clf.labels[:4])}', version=__version__, lifespan=life, redoc_url=None, description=ABOUT.format(at=at, key="-H 'X-API-Key: …' " if keys else ''))
     _routes(app, limits, metrics, [Depends(_rate_check(limits.rate, _key_check(keys)))])
     _problem_handlers(app)
     app.add_middleware(Guard, limits=limits, metrics=metrics, paths={'/predict', '/model', '/health', '/metrics'})
@@ -501,20 +506,30 @@ def _protocol(
             self._await()
 
         def data_received(self, data):
+            self.head += len(data)  # until it turns out to be body
             super().data_received(data)
+            if self.head > HEAD: self._refuse(431, 'The headers are too long.')
             if self._idle() and not self.timer and not self.timeout_keep_alive_task: self._await()  # something came that is no request yet
 
         def on_message_begin(self):
+            if len(self.pipeline) > 8: raise ValueError('too many requests at once')  # ends the parser, too
             self._await()
-            self.head = 0
             super().on_message_begin()
 
-        def on_header(self, name, value):
-            self.head += len(name) + len(value)
-            if self.head > HEAD or len(self.pipeline) > 8: return self.transport.abort()
-            super().on_header(name, value)
+        def on_body(self, body):
+            self.head = 0
+            super().on_body(body)
+
+        def send_400_response(self, msg): self._refuse(400, 'This is no request as HTTP has it.')
+
+        def _refuse(self, status, detail):
+            if self.transport.is_closing(): return
+            body = Problem(status, detail).response().body
+            self.transport.write(b'HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s' % (status, HTTPStatus(status).phrase.encode(), len(body), body))
+            self.transport.close()
 
         def on_headers_complete(self):
+            self.head = 0
             self._came()
             super().on_headers_complete()
 
@@ -538,13 +553,14 @@ def run_service(
     port: int = 8000,
     ip: str = '127.0.0.1',  # this machine only; '0.0.0.0': everybody who can reach it
     log: Union[str, os.PathLike, None] = None,  # file or URL of a predictions log; None: `$BEARCLF_LOG`, or no log
+    proxy: Optional[str] = None,  # address of a proxy in front, which is believed who its clients are (X-Forwarded-For); None: nobody is
     **options,  # for `create_app`
 ):
     "Serve until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
     import uvicorn
     check_port(port, ip)
-    app = create_app(bundle, log=open_log(log or os.environ.get('BEARCLF_LOG')), **options)
-    config = uvicorn.Config(app, host=ip, port=port, http=_protocol(10), ws='none', log_level='warning', access_log=False, server_header=False, limit_concurrency=1000, timeout_graceful_shutdown=30)
+    app = create_app(bundle, log=open_log(log or os.environ.get('BEARCLF_LOG')), at=f'localhost:{port}', **options)
+    config = uvicorn.Config(app, host=ip, port=port, http=_protocol(10), ws='none', log_level='error', access_log=False, proxy_headers=bool(proxy), forwarded_allow_ips=proxy or '', server_header=False, limit_concurrency=1000, timeout_graceful_shutdown=30)
     sys.setswitchinterval(SWITCH)
     server = uvicorn.Server(config)
     print(f'bearclf service: http://localhost:{port}/docs', flush=True)

@@ -156,7 +156,7 @@ def static_page(
     force: bool = False,  # renew a folder that an earlier deploy wrote
 ) -> Path: # `out`
     "Write a page that runs a bundle in the visitor's browser; raises `BearclfError`."
-    return write_folder(out, static_files(bundle), force)
+    return write_folder(out, static_files(bundle), force, 'static')
 
 def visit_size(
     out: Union[str, os.PathLike],  # a folder that `static_page` wrote
