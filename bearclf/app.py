@@ -231,7 +231,7 @@ def _measured(
 ) -> str: # a sentence
     "How often the model was right on photos it had not seen."
     if 'accuracy' not in metrics: return 'Nobody has measured how often it is right.'
-    said = f'On {int(metrics["n"])} photos kept aside from training it was right {_percent(metrics["accuracy"])} of the time'
+    said = f'On {escape(str(metrics["n"]))} photos kept aside from training it was right {_percent(metrics["accuracy"])} of the time'
     if 'accuracy_interval' in metrics: said += ' (95 % interval: {} to {})'.format(*map(_percent, metrics['accuracy_interval']))
     return said + '; on other kinds of photos, less often.'
 

@@ -22,7 +22,7 @@ from traitlets.config import Config
 
 from .app import LOGGED, UNLOGGED, front
 from .classify import bundle_folder, load_bundle
-from .core import BearclfError, check_port
+from .core import BearclfError, check_port, malloc_trim
 
 # %% ../nbs/09a_visitors.ipynb #edc0c1d8
 def _be_kernel(
@@ -244,6 +244,7 @@ class Tidy:
     async def __call__(self):
         for id in self.left(asyncio.get_running_loop().time()):
             if id in self.kernels: await self.kernels.shutdown_kernel(id, now=True)
+        malloc_trim()
 
 # %% ../nbs/09a_visitors.ipynb #ed034cc7
 def page_notebook() -> Path:

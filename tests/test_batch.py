@@ -251,6 +251,21 @@ def test_another_question_is_refused(tmp_path, drawn, whole):
     alike(out, whole)
 
 
+def test_what_others_put_beside_it_stays(tmp_path, drawn, whole):
+    out, process = tmp_path/"a.parquet", start(drawn, tmp_path/"a.parquet", "--part", 4, "--workers", 1)
+    while not list(tmp_path.glob("*.parts/*.parquet")) and process.poll() is None: time.sleep(.01)
+    process.kill(); process.communicate()
+    mine = [tmp_path/"a.parquet.parts"/"mine.parquet", tmp_path/"a.parquet.parts"/".x.part", tmp_path/".a.parquet.keep.part"]
+    for p in mine: p.write_text("mine")
+    batch(drawn, out)
+    alike(out, whole)
+    assert [p.read_text() for p in mine] == ["mine"]*3 and not (tmp_path/"a.parquet.parts"/"batch.json").exists()
+    with pytest.raises(BearclfError, match="holds other things"): batch(drawn, out, force=True)
+    (tmp_path/"list.txt").write_text("x.jpg")
+    with pytest.raises(BearclfError, match="neither a photo nor a table"): batch(tmp_path/"list.txt", tmp_path/"b.parquet")
+    assert batch("http://127.0.0.1:9/x.jpg", tmp_path/"b.parquet").failed == 1
+
+
 @pytest.fixture(scope="module")
 def cluster():
     "A Ray on two cores: its address."

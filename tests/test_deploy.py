@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bearclf.classify import Classifier
+from bearclf.classify import Classifier, bundle_folder
 from conftest import free_port
 
 pytestmark = pytest.mark.once
@@ -118,8 +118,21 @@ def test_nothing_is_overwritten(road, tmp_path):
     assert deploy(road, tmp_path/"new").returncode == 0
     assert deploy(road, tmp_path/"new").returncode == 2
     (tmp_path/"new"/"CNAME").write_text("bears.example")
-    assert deploy(road, tmp_path/"new", "--force").returncode == 0
+    again, other = deploy(road, tmp_path/"new", "--force"), deploy("docker" if road == "static" else "static", tmp_path/"new", "--force")
+    assert again.returncode == 0 and "CNAME" in again.stderr
+    assert other.returncode == 2 and f"was written by deploy {road}" in other.stderr
     assert (tmp_path/"new"/"CNAME").read_text() == "bears.example"
+
+
+def test_a_bundle_that_nobody_measured_says_so(tmp_path):
+    shutil.copytree(bundle_folder(), tmp_path/"bundle")
+    spec = json.loads((tmp_path/"bundle"/"bundle.json").read_text())
+    spec["metrics"], spec["thresholds"] = {}, dict(sure=spec["thresholds"]["sure"])
+    (tmp_path/"bundle"/"bundle.json").write_text(json.dumps(spec))
+    done = deploy("static", tmp_path/"page", "--bundle", tmp_path/"bundle")
+    page = (tmp_path/"page"/"index.html").read_text()
+    assert done.returncode == 0 and "was not measured" in done.stderr
+    assert "Nobody has measured" in page and "names one all the same" in page
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """The service from outside: good and hostile requests, load, a new bundle, the order to stop."""
 import json, os, random, shutil, signal, socket, statistics, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def test_malformed_requests(client, bears):
         told(post(client, body, kind), 400)
     told(client.post("/predict", files=[("photo", photo)]*17), 400)
     assert "no such address" in told(client.get("/predict/x"), 404)
-    told(client.get("/predict"), 405)
+    assert "asked with POST" in told(client.get("/predict"), 405)
+    Image.new("RGB", (64, 64)).save(tiled := BytesIO(), "TIFF", tiffinfo={322: 16384, 323: 16384})  # one tile would take 800 MB
+    assert "too many for its kind" in told(post(client, tiled.getvalue(), "image/tiff"), 422)
     assert client.get("/predict").headers["allow"] == "POST"
     assert client.get("/health").status_code == 200
 
@@ -155,6 +158,29 @@ def test_those_that_do_not_read_or_send_no_request(client):
     assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("begun", [b"GET /", b"GET /health HTTP/1.1\r\na: ", b"GET /health HTTP/1.1\r\n", b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: "])
+def test_what_never_ends_is_cut_off(client, begun):
+    "An address, a header's value or name, a trailer."
+    sent, long = 0, []
+    with connect(client) as s, suppress(OSError):
+        s.sendall(begun)
+        while sent < 100_000_000:
+            s.sendall(b"a"*65536)
+            sent += 65536
+            if sent % 2**20 == 0: start = time.perf_counter(); client.get("/health"); long.append(time.perf_counter() - start)
+    assert sent < 20_000_000 and max(long, default=0) < 2
+
+
+def test_questions_without_an_end_that_nobody_reads(client):
+    "A thousand times fifty requests at once, without a header, on one connection."
+    with connect(client) as s, pytest.raises(OSError):
+        for _ in range(100_000): s.sendall(b"GET /health HTTP/1.1\r\n\r\n"*50)
+    assert client.get("/health").status_code == 200
+    with connect(client) as s:
+        s.sendall(b"nonsense\r\n\r\n")
+        assert b"application/problem+json" in s.recv(4096)
+
+
 def test_who_leaves_before_the_answer_is_forgotten_without_a_word(start, bears):
     client, process = start("--workers", 1)
     data, gone = bears[0].read_bytes(), [connect(client) for _ in range(40)]
@@ -181,6 +207,7 @@ def test_rate_and_origins(start, bears):
     data = bears[0].read_bytes()
     answers = [post(client, data, "image/png", Origin="https://example.org") for _ in range(7)]
     assert [a.status_code for a in answers] == [200]*5 + [429]*2
+    assert post(client, data, "image/png", **{"X-Forwarded-For": "10.0.0.1"}).status_code == 429  # who it is said to be for counts nothing
     assert 0 < int(answers[-1].headers["retry-after"]) <= 86400 and "5/day" in told(answers[-1], 429)
     assert {a.headers["access-control-allow-origin"] for a in answers} == {"https://example.org"}
     asked = dict(Origin="https://evil.example", **{"Access-Control-Request-Method": "POST"})
