@@ -1,5 +1,5 @@
 """The service from outside: good and hostile requests, load, a new bundle, the order to stop."""
-import json, os, random, shutil, signal, socket, statistics, subprocess, sys, threading, time
+import json, os, random, shutil, signal, socket, statistics, struct, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -92,8 +92,11 @@ def test_malformed_requests(client, bears):
     told(client.post("/predict", files=[("photo", photo)]*17), 400)
     assert "no such address" in told(client.get("/predict/x"), 404)
     assert "asked with POST" in told(client.get("/predict"), 405)
-    Image.new("RGB", (64, 64)).save(tiled := BytesIO(), "TIFF", tiffinfo={322: 16384, 323: 16384})  # one tile would take 800 MB
-    assert "too many for its kind" in told(post(client, tiled.getvalue(), "image/tiff"), 422)
+    Image.new("RGB", (64, 64)).save(tiff := BytesIO(), "TIFF", tiffinfo={60322: 16384, 60323: 16384})
+    tiled = tiff.getvalue()
+    for tag in (322, 323): tiled = tiled.replace(struct.pack("<H", 60000 + tag), struct.pack("<H", tag), 1)  # its tiles' width and height: one would take 800 MB
+    assert post(client, tiff.getvalue(), "image/tiff").status_code == 200
+    assert "too many for its kind" in told(post(client, tiled, "image/tiff"), 422)
     assert client.get("/predict").headers["allow"] == "POST"
     assert client.get("/health").status_code == 200
 
