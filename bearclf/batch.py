@@ -6,10 +6,10 @@
 __all__ = ['CHANGED', 'ROWS', 'QUIET', 'ENGINES', 'Listing', 'photos_in', 'answer_part', 'cluster', 'Summary', 'batch']
 
 # %% ../nbs/11a_batch.ipynb #ff9d81f4
-import json, logging, os, signal, socket, subprocess, sys
+import json, logging, os, re, socket, subprocess, sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from glob import escape, glob
+from glob import glob
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -229,9 +229,14 @@ class _Parts:
 
     def clear(self):
         "Take away what a batch put here, and nothing else; the note goes last."
-        number = '[0-9]'*7
-        ours = [p for name in (f'{number}.parquet', f'.{number}.parquet.*.part', '.batch.json.*.part') for p in self.folder.glob(name)]
-        for p in [*ours, self.folder/'batch.json']: p.unlink(missing_ok=True)
+        for p in sorted(_written(self.folder, r'\d{7}\.parquet|batch\.json'), key=lambda p: p.name == 'batch.json'): p.unlink(missing_ok=True)
+
+def _written(
+    folder: Path,
+    names: str,  # a regular expression
+) -> list: # paths
+    "Files of such names, and what `replacing` left of them when it was killed."
+    return [p for p in folder.iterdir() if re.fullmatch(rf'(?:{names})|\.(?:{names})\.\d+\.part', p.name)]
 
 # %% ../nbs/11a_batch.ipynb #8c18bf58
 def _logged(data: bytes, run: str, labels: list) -> list: # of (id, `Answer`, SHA-256)
@@ -301,7 +306,12 @@ def _apart():
 
 class _Worker:
     "A process apart in which photos are opened and answered; another takes its place when it dies."
-    def __init__(self, clf: Classifier, cores: int): self.clf, self.cores, self.process = clf, cores, None
+    def __init__(self,
+        folder: Union[str, os.PathLike],  # of the bundle
+        fingerprint: str,  # and it must be this one
+        labels: list,
+        cores: int,
+    ): self.folder, self.fingerprint, self.labels, self.cores, self.process = folder, fingerprint, labels, cores, None
 
     def __enter__(self): return self
     def __exit__(self, *_): self.end()
@@ -315,7 +325,7 @@ class _Worker:
 
     def _start(self):
         paths = os.pathsep.join(p for p in sys.path if p)
-        command = [sys.executable, '-c', 'from bearclf.batch import _apart; _apart()', str(self.clf.folder), self.clf.fingerprint]
+        command = [sys.executable, '-c', 'from bearclf.batch import _apart; _apart()', str(self.folder), self.fingerprint]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=paths), start_new_session=True)  # Ctrl-C is for the batch, which then ends this one
         if self._hear() is None: raise BearclfError('The process that is to open the photos does not start: is there enough memory?')
 
@@ -342,7 +352,7 @@ class _Worker:
     def _deadly(self, i: int, where: str) -> bytes: # a part of one row
         import pyarrow as pa
         photo = _Photo(where, None)
-        return _file(pa.Table.from_pylist([_row(i, photo, PhotoError(f'{photo.name} ended two processes that were to open it: look at it with care.'))], schema=_columns(self.clf.labels)))
+        return _file(pa.Table.from_pylist([_row(i, photo, PhotoError(f'{photo.name} ended two processes that were to open it: look at it with care.'))], schema=_columns(self.labels)))
 
 def _both(*parts: bytes) -> bytes:
     import pyarrow as pa
@@ -352,17 +362,21 @@ def _both(*parts: bytes) -> bytes:
 # %% ../nbs/11a_batch.ipynb #13fbdc90
 def _local(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], address=None) -> Iterator[tuple]:
     "Each part, and its Parquet file; `asks` is of (part, its rows)."
-    with _Worker(clf, cores or _cores()) as worker:
+    with _Worker(clf.folder, clf.fingerprint, clf.labels, cores or _cores()) as worker:
         for k, rows in asks: yield k, worker(rows[0], [listing.where(i) for i in rows])
 
 # %% ../nbs/11a_batch.ipynb #05f057fc
 class _Actor:
-    "Keeps a Classifier, in a process of Ray."
-    def __init__(self, bundle): # of `bundle_bytes`, in the object store
+    "Keeps a `_Worker`, in a process of Ray."
+    def __init__(self,
+        bundle,  # of `bundle_bytes`, in the object store
+        fingerprint: str,
+        labels: list,
+    ):
         import ray
         self.folder = TemporaryDirectory(prefix='bearclf-')
         for name, data in ray.get(bundle).items(): Path(self.folder.name, name).write_bytes(data)
-        self.worker = _Worker(Classifier(self.folder.name, threads=1), 1)
+        self.worker = _Worker(self.folder.name, fingerprint, labels, 1)
 
     def __call__(self, asked: dict) -> dict: # arrays of `part`, `first`, `wheres`; of `part`, `data`
         done = [self.worker(int(first), json.loads(wheres)) for first, wheres in zip(asked['first'], asked['wheres'])]
@@ -416,7 +430,7 @@ def _ray(clf: Classifier, asks: list, listing: Listing, cores: Optional[int], ad
     with cluster(address, cores or _cores()) as ray:
         most = cores or max(1, int(ray.cluster_resources().get('CPU', 1)))
         items = [dict(part=k, first=rows[0], wheres=json.dumps([listing.where(i) for i in rows])) for k, rows in asks]
-        parts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(_Actor, fn_constructor_args=[ray.put(bundle_bytes(clf.folder))], batch_size=1, num_cpus=1, compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most))
+        parts = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(_Actor, fn_constructor_args=[ray.put(bundle_bytes(clf.folder)), clf.fingerprint, clf.labels], batch_size=1, num_cpus=1, compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most))
         yield from ((row['part'], row['data']) for row in parts.iter_rows())
 
 # %% ../nbs/11a_batch.ipynb #26f13112
@@ -455,8 +469,8 @@ def _at_work(out: Path, parts: _Parts, force: bool):
         with locked(parts.folder):
             parts.begin(force)
             if out.exists() and not force and _failed(out, parts.run) is None: raise there
-            for old in out.parent.glob(f'.{escape(out.name)}.*.part'):
-                if old.name.split('.')[-2].isdigit() and old.name.count('.') == out.name.count('.') + 3: old.unlink()  # as `replacing` names them
+            for left in _written(out.parent, re.escape(out.name)):
+                if left.name != out.name: left.unlink()
             try: yield; parts.clear()
             finally:
                 if not any(parts.folder.glob('*.parquet')): parts.clear(); (parts.folder/'.lock').unlink()
