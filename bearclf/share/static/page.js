@@ -102,7 +102,7 @@ const hears = {
   kept: keepPage,
   failed: ({ words }) => fail(words),
   answer: ({ id, ...said }) => { const file = waiting.get(id); if (waiting.delete(id)) shown = show(file, said) },
-  where: ({ where }) => { if (shown.isConnected) find('.where img', shown).src = URL.createObjectURL(where) },  // of the answer before
+  where: ({ where }) => { if (shown?.isConnected) find('.where img', shown).src = URL.createObjectURL(where) },  // of the answer before
 }
 
 const worker = started('worker.js', data => hears[data.kind](data))
