@@ -9,9 +9,9 @@ __all__ = ['held_out', 'retrain', 'compare', 'in_words']
 from fastai.vision.all import *
 from scipy.stats import binomtest
 
-from .core import BearclfError
+from .core import BearclfError, wilson
 from .moves import follow, settle
-from .train import read_run, run_learner, run_moves, run_source, train, wilson
+from .train import read_run, run_learner, run_moves, run_source, train
 
 # %% ../nbs/06a_compare.ipynb #2c382116
 def held_out(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_WORK', 'DAMAGED', 'MAX_SCANS', 'MAX_PARTS',
            'MAX_EXIF', 'MALLOC', 'BearclfError', 'PhotoError', 'as_rgb', 'photo_bytes', 'open_photo', 'shut',
-           'photo_files', 'sha256', 'replacing', 'write_atomic', 'printable', 'data_url', 'mallopt', 'malloc_trim',
-           'now', 'check_port']
+           'photo_files', 'sha256', 'replacing', 'write_atomic', 'printable', 'data_url', 'bare_photo', 'mallopt',
+           'malloc_trim', 'wilson', 'now', 'check_port']
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import base64, ctypes, errno, hashlib, json, os, socket, struct, sys, warnings
@@ -300,6 +300,17 @@ def data_url(
     im.save(out, 'JPEG', quality=quality)
     return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
 
+def bare_photo(
+    data: bytes,       # a photo's file
+    side: int = 1024,  # pixels, the longer side at most
+) -> bytes: # a JPEG; raises `PhotoError`
+    "What may be kept of somebody's photo: the picture, upright, without what the camera wrote beside it."
+    im, out = open_photo(data, least=side).convert('RGB'), BytesIO()
+    im.thumbnail((side, side))
+    im.info = {}  # comments, colour profile, EXIF
+    im.save(out, 'jpeg', quality=95)
+    return out.getvalue()
+
 MALLOC = dict(mmap_max=65536, mmap_threshold=2**25, trim_threshold=2**26)  # keep up to 64 MB of what was freed: an answer needs 10 MB again and again, and a new page costs more than it does to fill it
 
 def mallopt(
@@ -312,6 +323,17 @@ def mallopt(
 def malloc_trim():
     "Give back to the system what lies free between photos of all sizes, where glibc can (elsewhere nothing happens): a few milliseconds."
     if sys.platform.startswith('linux') and hasattr(libc := ctypes.CDLL(None), 'malloc_trim'): libc.malloc_trim(0)
+
+def wilson(
+    right: int,  # how many were right
+    n: int,      # of how many
+    z: float = 1.96,  # 1.96: a 95 % interval
+) -> tuple: # (low, high), shares between 0 and 1
+    "Wilson's score interval for a share (Wilson 1927); explained in `04_train`."
+    if not n: return 0., 1.
+    p, zz = right/n, z*z/n
+    half = z * (p*(1-p)/n + zz/(4*n))**.5
+    return tuple(min(1., max(0., v/(1+zz))) for v in (p + zz/2 - half, p + zz/2 + half))
 
 def now() -> str: # as in 2026-11-22T14:20:09+00:00
     "The time as ISO 8601, in UTC."

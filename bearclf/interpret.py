@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fastai.vision.all import *
 
 from .check import VIEW, brightness_and_edges
-from .core import BearclfError, open_photo
+from .core import BearclfError, open_photo, wilson
 from .groups import groups, manifest_of
-from .train import wilson
 
 # %% ../nbs/05_interpret.ipynb #05-interpret-013
 def confusion(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OFFLINE_ARCH', 'ARCHS', 'SCRIPTS', 'RUN_FILES', 'efficientnet_lite0', 'FixedStatistics', 'FixedEarly', 'KeepMemory',
-           'fast_callbacks', 'photo_learner', 'normalization', 'history', 'wilson', 'measure', 'versions', 'Epochs',
-           'any_script', 'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source',
-           'run_moves', 'run_photos', 'run_learner']
+           'fast_callbacks', 'photo_learner', 'normalization', 'history', 'measure', 'versions', 'Epochs', 'any_script',
+           'check_folder', 'new_folder', 'put_folder', 'plot_history', 'train', 'read_run', 'run_source', 'run_moves',
+           'run_photos', 'run_learner']
 
 # %% ../nbs/04_train.ipynb #04-train-003
 import difflib, importlib.metadata, importlib.util, pickle, platform, shutil, warnings, zipfile
@@ -19,7 +19,7 @@ from fastai.vision.all import *
 from fastai.vision.learner import default_split, model_meta
 
 from .cache import photo_hash
-from .core import MALLOC, BearclfError, PhotoError, mallopt, now, sha256, write_atomic
+from .core import MALLOC, BearclfError, PhotoError, mallopt, now, sha256, wilson, write_atomic
 from .data import GroupSplitter, fingerprint, photo_block, photo_set
 from .folder import check_division, locked
 from .moves import read_journal
@@ -202,18 +202,6 @@ def history(
     names = [n for n in learn.recorder.metric_names if n not in ('epoch', 'time')]
     table = pd.DataFrame(list(learn.recorder.values), columns=names)
     return table.rename_axis('epoch').reset_index()
-
-# %% ../nbs/04_train.ipynb #04-train-030
-def wilson(
-    right: int,  # how many were right
-    n: int,      # of how many
-    z: float = 1.96,  # 1.96: a 95 % interval
-) -> tuple: # (low, high), shares between 0 and 1
-    "Wilson's score interval for a share (Wilson 1927)."
-    if not n: return 0., 1.
-    p, zz = right/n, z*z/n
-    half = z * math.sqrt(p*(1-p)/n + zz/(4*n))
-    return tuple(min(1., max(0., v/(1+zz))) for v in (p + zz/2 - half, p + zz/2 + half))
 
 # %% ../nbs/04_train.ipynb #04-train-032
 def measure(

@@ -16,11 +16,12 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).parents[1]/"tests"))
 from test_suspects import planted
 
+from bearclf.core import wilson
 from bearclf.data import GroupSplitter
 from bearclf.folder import labelled_photos
 from bearclf.moves import apply_marks
 from bearclf.suspects import suspects
-from bearclf.train import train, wilson
+from bearclf.train import train
 
 
 def right_of(learn, pairs):
