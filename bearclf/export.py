@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAFT', 'BUNDLE_FILES', 'TOLERANCE', 'BundleNet', 'unit', 'image_words', 'fit_temperature', 'fit_elsewhere',
            'sure_threshold', 'learner_photos', 'calibrate', 'fit_thresholds', 'learner_probs', 'parity',
-           'measure_bundle', 'measure_strangers', 'card', 'export_bundle', 'export_run']
+           'measure_bundle', 'measure_strangers', 'reference', 'card', 'export_bundle', 'export_run']
 
 # %% ../nbs/07_export.ipynb #07-export-003
 import contextlib, io, logging, tempfile, warnings
@@ -14,13 +14,13 @@ from copy import deepcopy
 import onnx
 from fastai.vision.all import *
 
-from .classify import SCHEMA, Classifier, photo_pixels, resize, verdict
-from .core import BearclfError, now, photo_files, printable, sha256, write_atomic
+from .classify import SCHEMA, Classifier, long_side, photo_pixels, resize, traits, verdict
+from .core import BearclfError, now, photo_files, printable, sha256, wilson, write_atomic
 from .data import OpenPhoto, fingerprint
 from .folder import labelled_photos
 from .interpret import calibration_error, heatmap
 from .verify import check_readable
-from .train import new_folder, normalization, put_folder, read_run, run_learner, run_photos, versions, wilson
+from .train import new_folder, normalization, put_folder, read_run, run_learner, run_photos, versions
 
 # %% ../nbs/07_export.ipynb #07-export-018
 class BundleNet(nn.Module):
@@ -288,6 +288,23 @@ def measure_strangers(
     answers = [*clf.predict_many(photo_files(folder))]
     return dict(name=Path(folder).name, n=len(answers), verdicts=dict(Counter(a.verdict for a in answers)))
 
+# %% ../nbs/07_export.ipynb #944cb115
+def _some(items: list, most: int = 500) -> list:
+    "At most as many, evenly picked."
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(len(items), most)).astype(int)]
+
+def reference(
+    answers: list,     # to held-out photos
+    fns: list,         # paths of all photos
+    image: dict,       # `image` of `bundle.json`
+    thresholds: dict,  # from `fit_thresholds`
+) -> dict: # columns: `probs`, `known`, `verdict` of the held-out photos; `brightness`, `contrast`, `sharpness`, `colour`, `side` of all
+    "What later photos are compared with."
+    held_out = _some(answers)
+    seen = [traits(photo_pixels(fn, image), long_side(fn)) for fn in _some(fns)]
+    said = dict(probs=_probs(held_out).round(4).tolist(), known=[round(a.known, 4) for a in held_out], verdict=[verdict(a.probs[a.label], a.known, thresholds) for a in held_out])
+    return said | {name: [o[name] for o in seen] for name in seen[0]}
+
 # %% ../nbs/07_export.ipynb #07-export-047
 def _text(label: str) -> str: # a label or a folder's name, which must not become markup
     return re.sub(r'([\\`*_\[\]|<>&])', r'\\\1', printable(label))
@@ -315,6 +332,7 @@ def _unknown(spec: dict) -> list: # lines of markdown
 def card(
     spec: dict,       # bundle.json
     notes: str = '',  # more about the photos, as markdown
+    premortem: str = '',  # what was thought of before, as markdown
 ) -> str: # markdown
     "What people should know before they trust the model; every number comes from `spec`."
     m, counts = spec['metrics'], spec['data']['counts']
@@ -331,7 +349,8 @@ def card(
         f"- Largest difference from the learner {'it came from' if counts else 'as it was read from the file'}: {m['parity']['largest_difference']:.4f} over {m['parity']['n']} photos.", '',
         *([fitted if counts else lent, ''] if m['n'] else []),
         '## What it is not for', '',
-        'Any decision on which somebody\'s safety depends. Photos unlike its training photos: night cameras, video stills, animals far away or half hidden. Labels other than those above: it can ' + ('only say that a photo looks like none of them, and it can be wrong about that, too.' if m['n'] else 'name nothing else.'), ''])
+        'Any decision on which somebody\'s safety depends. Photos unlike its training photos: night cameras, video stills, animals far away or half hidden. Labels other than those above: it can ' + ('only say that a photo looks like none of them, and it can be wrong about that, too.' if m['n'] else 'name nothing else.'), '',
+        *(['## What was thought of before', '', premortem.strip(), ''] if premortem else [])])
 
 # %% ../nbs/07_export.ipynb #07-export-048
 BUNDLE_FILES = ('bundle.json', 'card.md', 'model.onnx')
@@ -351,12 +370,17 @@ def _spec(
 def _finish(
     part: Path,    # folder with model.onnx in it
     spec: dict,    # from `_spec`
-    notes: str,
+    *words: str,   # for `card`
 ):
     "Write card.md and bundle.json."
-    write_atomic(part/'card.md', card(spec, notes)) if spec['metrics'] else None
+    write_atomic(part/'card.md', card(spec, *words)) if spec['metrics'] else None
     files = {p.name: sha256(p) for p in sorted(part.iterdir()) if p.name != 'bundle.json'}
-    write_atomic(part/'bundle.json', spec | dict(files=files))
+    write_atomic(part/'bundle.json', _json(spec | dict(files=files)))
+
+def _json(spec: dict) -> str:
+    "For people to read: the long columns of the reference come last, on one line."
+    text = json.dumps({k: v for k, v in spec.items() if k != 'reference'}, indent=1, ensure_ascii=False)
+    return f'{text[:-2]},\n "reference": {json.dumps(spec["reference"])}\n}}\n' if 'reference' in spec else text + '\n'
 
 # %% ../nbs/07_export.ipynb #07-export-049
 def export_bundle(
@@ -367,6 +391,7 @@ def export_bundle(
     weights: str = 'float16',  # how numbers are stored: 'float16', 'float32' or 'int8'
     strangers: list = (),      # folders with photos of other things, to measure on
     notes: str = '',           # more for the card, as markdown
+    premortem: str = '',       # what was thought of before, as markdown; see `bearclf.rollout.read_premortem`
     force: bool = False,       # replace an existing bundle
     converted: bool = False,   # `photos` are not those it learned from, and the card says so
     thresholds: dict = None,   # {'known', 'sure'}: then nothing is fitted or measured, and `photos` only serve to compare; None: from `photos`
@@ -382,7 +407,7 @@ def export_bundle(
         taught = [fn for fn, _ in photos['train'] or photos['valid']]
         _to_onnx(net, image['size'], part/'model.onnx', weights, _stacked(taught[::-(-len(taught)//64)], image) if weights == 'int8' else None)
         spec = _spec(learn, {} if converted else photos, image, thresholds or dict(known=None, sure=1.), record or {}) | dict(metrics={})
-        _finish(part, spec, '')
+        _finish(part, spec)
         clf = Classifier(part, threads=1)
         fns, labels = zip(*[*photos['valid'], *photos['train']][:max(200, len(photos['valid']))])  # the held-out ones first
         answers, expected = [*clf.predict_many(fns)], learner_probs(learn, list(fns), net.temperature)
@@ -392,8 +417,9 @@ def export_bundle(
             clf.spec['thresholds'] = spec['thresholds'] = fit_thresholds(*held_out)
             right = sum(clf.labels[p.argmax()] == label for p, label in zip(expected, held_out[1]))
             metrics |= measure_bundle(*held_out, spec['thresholds']) | dict(learner_right=right)
+            spec['reference'] = reference(held_out[0], [fn for part in photos.values() for fn, _ in part], image, spec['thresholds'])
         metrics = dict(n=0, right=0) | metrics | dict(strangers=[measure_strangers(clf, folder) for folder in strangers])
-        _finish(part, spec | dict(metrics=metrics), notes)
+        _finish(part, spec | dict(metrics=metrics), notes, premortem)
         return put_folder(part, Path(out))
     finally: shutil.rmtree(part, ignore_errors=True)
 

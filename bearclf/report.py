@@ -146,6 +146,11 @@ def _warnings(split: dict) -> list: # what speaks against the numbers
     said += [f'{len(split[k])} validation photos {what}: the numbers flatter.' for k, what in dict(copies='are among the training photos as well', alike='look like training photos, or share an author or a page with them').items() if split.get(k)]
     return said + ([f'{len(split["left_out"])} photos were left out of training, for they belong to validation photos.'] if split.get('left_out') else [])
 
+def _own_eyes(rows: list) -> str: # rows of `photos.jsonl`
+    "How much came in through the model that is in use."
+    through = sum(row.get('source') == 'review' for row in rows)
+    return f'<p>{through} of {len(rows)} photos ({through/len(rows):.0%}) came through the page or service of a model, and were settled by people. What that model cannot do, people stop sending: gather elsewhere, too.</p>' if through else ''
+
 def _taught(j: Judged) -> str:
     data, split, rows = j.record['data'], j.record['split'], read_manifest(j.folder)
     counts = _table(['label', 'photos'], [_row([k, v]) for k, v in (data.get('counts') or {}).items()], 'Photos of each label, training and validation')
@@ -155,7 +160,7 @@ def _taught(j: Judged) -> str:
     steps = Counter(line.get('action') for line in read_journal(j.folder))
     cleaned = f'<p>Cleaning so far: {steps["delete"]} set aside, {steps["relabel"]} relabelled, {steps["undo"]} taken back (cleaning.jsonl).</p>' if steps else '<p>No cleaning is on record.</p>'
     how = f'<p>{split.get("train", "?")} photos taught, {len(split["valid"])} validated; the split is {_text(split.get("kind"))}, seed {_text(j.record.get("seed"))}. Fingerprint of the photos: <code>{_text(data.get("fingerprint"))[:16]}…</code></p>'
-    return _part('What it was taught with', 'A model knows what its photos show, and no more. Photos without a known licence are to learn from, not to publish.', ''.join(f'<p class="warn">{w}</p>' for w in _warnings(split)), how, cleaned, '<div class="side">', counts, listed('source', 'source'), listed('license', 'licence'), '</div>')
+    return _part('What it was taught with', 'A model knows what its photos show, and no more. Photos without a known licence are to learn from, not to publish.', ''.join(f'<p class="warn">{w}</p>' for w in _warnings(split)), how, cleaned, _own_eyes(rows), '<div class="side">', counts, listed('source', 'source'), listed('license', 'licence'), '</div>')
 
 # %% ../nbs/05b_report.ipynb #85213ec2
 _STYLE = """:root{color-scheme:light dark;color:CanvasText;background:Canvas;font:16px/1.5 system-ui,sans-serif}body{max-width:62rem;margin:2rem auto;padding:0 1rem}h1{margin:0 0 .5rem;overflow-wrap:anywhere}h2{margin:2.2rem 0 .3rem}section>p:first-of-type{max-width:46rem}
