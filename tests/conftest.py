@@ -118,3 +118,22 @@ def shared_photos(photos):
     if (photos.parent/"not_bears").is_dir(): return photos.parent
     if os.environ.get("CI") == "true": pytest.fail(f"CI must have the collections beside {photos}")
     pytest.skip(f"no other collections beside {photos}")
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    from databases import postgres, programs
+    try: import psycopg  # noqa: F401
+    except ImportError: bin = None
+    else: bin = programs()
+    if bin is None:
+        if os.environ.get("CI") == "true": pytest.fail("CI must have PostgreSQL and psycopg")
+        pytest.skip("needs PostgreSQL (apt install postgresql) and psycopg")
+    with postgres(bin) as emptied: yield emptied
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_log(request, tmp_path):
+    "Where a new predictions log shall be: a file, or an empty database of a PostgreSQL."
+    if request.param == "sqlite": return str(tmp_path/"bearclf.db")
+    return request.getfixturevalue("postgres_server")()
