@@ -247,7 +247,9 @@ def _logged(data: bytes, run: str, labels: list) -> list: # of (id, `Answer`, SH
 
 def _keep(parts: _Parts, k: int, data: bytes, clf: Classifier, log):
     "Finish part `k`."
-    if log: log.write_many(_logged(data, parts.run, clf.labels), clf.fingerprint)
+    if log:
+        from bearclf.stage import stage_of
+        log.write_many(_logged(data, parts.run, clf.labels), clf.fingerprint, stage_of(log, clf.fingerprint))
     write_atomic(parts.path(k), data, sync=True)
 
 # %% ../nbs/11a_batch.ipynb #7a1c667f

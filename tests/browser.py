@@ -14,10 +14,11 @@ class Visitor:
     def __init__(self, chromium, url, **context):
         self.context = chromium.new_context(**context)
         self.tab = self.context.new_page()
-        self.errors, self.asked = [], []
+        self.errors, self.asked, self.frames = [], [], []
         self.tab.on("console", lambda m: m.type == "error" and KNOWN_ERROR not in m.text and self.errors.append(m.text))
         self.tab.on("pageerror", lambda e: self.errors.append(str(e)))
         self.tab.on("request", lambda r: self.asked.append(r.url))
+        self.tab.on("websocket", lambda ws: ws.on("framereceived", lambda data: self.frames.append(data)))
         self.tab.goto(url, timeout=WAIT)
 
     def ready(self):

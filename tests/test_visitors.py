@@ -2,17 +2,18 @@
 import asyncio, io, json, re, shutil, socket, statistics, struct, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from uuid import uuid4
 
 import numpy as np
 import psutil
 import pytest
-from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from bearclf.classify import bundle_folder
 from bearclf.practice import draw_bear
-from bearclf.visitors import CAN_FORK
+from bearclf.visitors import CAN_FORK, WIRE
 from conftest import app
 
 AsyncHTTPClient.configure("tornado.simple_httpclient.SimpleAsyncHTTPClient", max_clients=500)
@@ -28,22 +29,23 @@ async def get(url, method="GET", **kwargs):
     return await AsyncHTTPClient().fetch(HTTPRequest(url, method, connect_timeout=SECONDS, request_timeout=SECONDS, allow_nonstandard_methods=True, follow_redirects=False, **kwargs), raise_error=False)
 
 
-def message(kind, content, channel="shell", buffers=()):
-    "A Jupyter message as a web socket carries it: JSON, or with buffers a binary frame."
-    told = json.dumps(dict(header=dict(msg_id=uuid4().hex, msg_type=kind, username="", session="s", date="2026-01-01T00:00:00Z", version="5.3"), parent_header={}, metadata={}, content=content, channel=channel)).encode()
-    if not buffers: return told.decode()
-    parts = [told, *buffers]
-    at = [4*(len(parts) + 1)]
-    for part in parts[:-1]: at.append(at[-1] + len(part))
-    return struct.pack(f"!{len(parts) + 1}I", len(parts), *at) + b"".join(parts)
+def packed(*parts, count=None):
+    "A frame of the protocol `WIRE`: how many numbers come, where each part begins and the last one ends, the parts."
+    ends = list(accumulate([8*(len(parts) + 2), *map(len, parts)]))
+    return struct.pack(f"<{len(ends) + 1}Q", len(ends) if count is None else count, *ends) + b"".join(parts)
+
+
+def message(kind, content, channel="shell", buffers=(), **other):
+    "A Jupyter message as a web socket carries it; `other` may be another header, parent_header or metadata."
+    said = dict(header=dict(msg_id=uuid4().hex, msg_type=kind, username="", session="s", date="2026-01-01T00:00:00Z", version="5.3"), parent_header={}, metadata={}) | other
+    return packed(channel.encode(), *(json.dumps(part).encode() for part in (*said.values(), content)), *buffers)
 
 
 def unpacked(frame):
     "What a message says."
-    if isinstance(frame, str): return json.loads(frame)
-    n, first, *_ = struct.unpack("!2I", frame[:8])
-    ends = struct.unpack(f"!{n}I", frame[4:4 + 4*n]) + (len(frame),)
-    return json.loads(frame[first:ends[1]])
+    n, *ends = struct.unpack("<7Q", frame[:56])
+    header, _, _, content = (json.loads(frame[begin:end]) for begin, end in zip(ends[1:5], ends[2:6]))
+    return dict(header=header, content=content)
 
 
 class Guest:
@@ -54,8 +56,14 @@ class Guest:
         self.page = await get(self.url)
         if self.page.code != 200: return self
         self.kernel = re.search(r'"kernelId": "([^"]+)"', self.page.body.decode())[1]
-        self.socket = await websocket_connect(HTTPRequest(f"{self.url.replace('http', 'ws')}api/kernels/{self.kernel}/channels?session_id={uuid4()}", connect_timeout=SECONDS, request_timeout=SECONDS), max_message_size=2**26)
+        self.socket = await self.connect()
         return self
+
+    async def connect(self, subprotocols=(WIRE,)):
+        "Another web socket to the same kernel."
+        return await websocket_connect(HTTPRequest(f"{self.url.replace('http', 'ws')}api/kernels/{self.kernel}/channels?session_id={uuid4()}", connect_timeout=SECONDS, request_timeout=SECONDS), max_message_size=2**26, subprotocols=subprotocols)
+
+    async def send(self, *args, **kwargs): await self.socket.write_message(message(*args, **kwargs), binary=True)
 
     async def hear(self, wanted, seconds=SECONDS):
         "The first message for which `wanted` is true; None after `seconds`."
@@ -68,17 +76,17 @@ class Guest:
 
     async def upload(self):
         "The address of the page's `Upload`."
-        await self.socket.write_message(message("comm_info_request", dict(target_name="jupyter.widget")))
+        await self.send("comm_info_request", dict(target_name="jupyter.widget"))
         comms = (await self.hear(lambda m: m["header"]["msg_type"] == "comm_info_reply"))["content"]["comms"]
         for comm in comms:
-            await self.socket.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="request_state"))))
+            await self.send("comm_msg", dict(comm_id=comm, data=dict(method="request_state")))
             told = await self.hear(lambda m: m["header"]["msg_type"] == "comm_msg" and m["content"]["comm_id"] == comm and m["content"]["data"].get("method") == "update")
             if told and "_esm" in told["content"]["data"]["state"]: return comm
 
     async def ask(self, photo, name):
         "Seconds from sending a photo to its answer, and the answer's words."
         start = time.monotonic()
-        await self.socket.write_message(message("comm_msg", dict(comm_id=self.comm, data=dict(method="custom", content=dict(kind="photo", name=name))), buffers=[photo]), binary=True)
+        await self.send("comm_msg", dict(comm_id=self.comm, data=dict(method="custom", content=dict(kind="photo", name=name))), buffers=[photo])
         told = await self.hear(lambda m: m["header"]["msg_type"] == "comm_msg" and m["content"]["data"].get("content", {}).get("kind") == "answered")
         return time.monotonic() - start, told and told["content"]["data"]["content"]["words"]
 
@@ -128,9 +136,9 @@ def test_no_code_runs(page_url, tmp_path):
     async def attack():
         guest = await Guest(page_url).come()
         for channel in ("shell", "control", "stdin", "iopub", "nowhere"):
-            for kind, content in tries: await guest.socket.write_message(message(kind, content, channel))
+            for kind, content in tries: await guest.send(kind, content, channel)
         heard = await guest.hear(lambda m: m["header"]["msg_type"] in {kind.replace("request", "reply") for kind, _ in tries}, 4)
-        await guest.socket.write_message(message("kernel_info_request", {}))
+        await guest.send("kernel_info_request", {})
         assert await guest.hear(lambda m: m["header"]["msg_type"] == "kernel_info_reply")  # what is allowed is answered
         for junk in ("", "{", "null", "[1]", '{"header": 1}', b"\0\0\0\1\0\0\0\0", b"\xff"*64): await (await Guest(page_url).come()).socket.write_message(junk, binary=isinstance(junk, bytes))
         guest.leave()
@@ -142,6 +150,47 @@ def test_no_code_runs(page_url, tmp_path):
     heard, words = run(attack())
     assert heard is None and not canary.exists()
     assert words.startswith("t.jpg: ")
+
+
+async def refused(url):
+    "What becomes of web sockets that do not offer `WIRE`, and seconds until the server answers the next one."
+    guest, codes = await Guest(url).come(), []
+    for offered in (None, ["v0.kernel.websocket.jupyter.org"], [WIRE.upper(), "base64"]):
+        try: codes.append((await guest.connect(offered)).selected_subprotocol)
+        except HTTPClientError as e: codes.append(e.code)
+    start = time.monotonic()
+    assert (await get(url + "health")).code == 200
+    guest.leave()
+    return codes, time.monotonic() - start
+
+
+def test_a_socket_that_speaks_the_old_way_is_refused(page_url):
+    codes, seconds = run(refused(page_url))
+    assert codes == [400, 400, 400] and seconds < 2
+
+
+def test_what_is_no_message_is_dropped_in_silence(serve):
+    server = serve(*app())
+    header = dict(msg_id="m", session="s", username="")
+    async def attack():
+        guest = await Guest(server.url).come()
+        comm, unheard = await guest.upload(), []
+        frames = [*(message("comm_msg", dict(comm_id=comm, data=data)) for data in (dict(method="custom", content="hello"), dict(method="custom", content=[1]), dict(method="update", state=5), dict(method=7), "hello", None)),
+                  *(message("kernel_info_request", {}, **{part: wrong}) for part in ("header", "parent_header", "metadata") for wrong in ("hello", [], None, 5)), *(message("comm_msg", content) for content in ("hello", [comm], None, {})),
+                  *(message("", {}, header=header | more) for more in ({}, dict(msg_type=None), dict(msg_type=["comm_msg"]))), message("comm_msg", dict(comm_id=comm, data={}), channel="nowhere"),
+                  "{}", "", b"", b"\0"*8, b"\xff"*64, packed(b"shell", count=2**40), packed(*[b"{}"]*5), packed(*[b"\xff{}"]*5), packed(b"shell", *[b"["*100_000]*4), struct.pack("<41Q", 40, *[400, 10**7]*20) + bytes(10**6)]
+        for frame in frames:
+            await guest.socket.write_message(frame, binary=isinstance(frame, bytes))
+            await guest.send("kernel_info_request", {})
+            if not await guest.hear(lambda m: m["header"]["msg_type"] == "kernel_info_reply", 20): unheard.append(frame[:200])
+        guest.comm = comm
+        words = (await guest.ask(jpeg("teddy", 4), "t.jpg"))[1]
+        guest.leave()
+        return unheard, words
+    unheard, words = run(attack())
+    server.terminate()
+    assert server.communicate(timeout=30)[1] == ""
+    assert unheard == [] and words.startswith("t.jpg: ")
 
 
 def test_another_visitors_kernel_is_not_to_be_found(page_url):
@@ -160,6 +209,7 @@ async def crowd(url, n, each):
     async def one(i):
         await asyncio.sleep(i*.5)
         guest = await Guest(url).come()
+        assert guest.page.code == 200, f"guest {i}: {guest.page.code} {guest.page.body[:300]}"
         guest.comm = await guest.upload()
         out = []
         for k in range(each):
@@ -322,10 +372,10 @@ def test_what_is_left_unread_does_not_pile_up(serve):
     async def attack():
         guest = await Guest(server.url).come()
         comm = await guest.upload()
-        await guest.socket.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="update", state=dict(_esm="x"*8_000_000)))))
-        deaf = await websocket_connect(HTTPRequest(f"{server.url.replace('http', 'ws')}api/kernels/{guest.kernel}/channels?session_id={uuid4()}"), max_message_size=2**26)
+        await guest.send("comm_msg", dict(comm_id=comm, data=dict(method="update", state=dict(_esm="x"*8_000_000))))
+        deaf = await guest.connect()
         for _ in range(120):  # a gigabyte
-            with suppress(Exception): await deaf.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="request_state"))))
+            with suppress(Exception): await deaf.write_message(message("comm_msg", dict(comm_id=comm, data=dict(method="request_state"))), binary=True)
         await asyncio.sleep(5)
         other = await Guest(server.url).come()
         other.comm = await other.upload()
@@ -342,12 +392,12 @@ def test_a_label_of_ones_own_is_not_noted(serve, tmp_path):
         guest = await Guest(server.url).come()
         guest.comm = await guest.upload()
         await guest.ask(jpeg("teddy", 4), "t.jpg")
-        await guest.socket.write_message(message("comm_info_request", dict(target_name="jupyter.widget")))
+        await guest.send("comm_info_request", dict(target_name="jupyter.widget"))
         comms = (await guest.hear(lambda m: m["header"]["msg_type"] == "comm_info_reply"))["content"]["comms"]
         for comm in comms:
             if comm == guest.comm: continue
             for data in (dict(method="update", state=dict(labels=["forged"])), dict(method="custom", content=dict(kind="told", human="forged", keep=True)), dict(method="custom", content=dict(kind="told", human="teddy", keep="yes")), dict(method="custom", content=["told"]), dict(state=5)):
-                await guest.socket.write_message(message("comm_msg", dict(comm_id=comm, data=data)))
+                await guest.send("comm_msg", dict(comm_id=comm, data=data))
         leaked = await guest.hear(lambda m: m["header"]["msg_type"] in ("error", "stream"), 3)
         guest.leave()
         return leaked

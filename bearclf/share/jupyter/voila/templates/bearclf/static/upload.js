@@ -149,6 +149,7 @@ function render({ model, el }) {
   el.append(box)
   if (focused) requestAnimationFrame(() => box.querySelector('input').focus())
   box.connect(model)
+  model.send({ kind: 'hello' })
   return () => box.stop()
 }
 
