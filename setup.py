@@ -26,7 +26,7 @@ class BuildWithPages(build_py):
         if self.editable_mode: return
         pages = Path(self.build_lib)/cfg["lib_path"]/"pages"
         pages.mkdir(parents=True, exist_ok=True)
-        for name in ("app.ipynb", "voila.json"): shutil.copy(here/"nbs"/name, pages)
+        for name in ("app.ipynb", "review.ipynb", "voila.json"): shutil.copy(here/"nbs"/name, pages)
 
 
 class WithData(Distribution):
