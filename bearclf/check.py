@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from .core import FORMATS, BearclfError, PhotoError, data_url, open_photo, photo_bytes, photo_files, sha256, write_atomic
+from .core import FORMATS, BearclfError, PhotoError, data_url, laplacian, open_photo, photo_bytes, photo_files, sha256, write_atomic
 from .folder import read_manifest, side_of
 from .moves import set_aside
 from .verify import MIN_SIDE, Twins, phash
@@ -34,8 +34,7 @@ def brightness_and_edges(
     "How bright the brightest hundredth of a photo is, and how sharp its sharpest hundredth."
     scale = VIEW/max(im.size)
     grey = np.asarray(im.convert('L').resize([max(8, round(s*scale)) for s in im.size], Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR), dtype=float)
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4*grey[1:-1, 1:-1]
-    return float(np.percentile(grey, 99)), float(np.percentile(abs(laplacian), 99)/(np.ptp(grey) + 1))
+    return float(np.percentile(grey, 99)), float(np.percentile(abs(laplacian(grey)), 99)/(np.ptp(grey) + 1))
 
 # %% ../nbs/01a_check.ipynb #01a-check-015
 KINDS = {'broken': 'cannot be opened', 'same': 'the very same file twice; the one named second stays', 'near': 'the same photo, saved differently; the one named second stays', 'tiny': 'too small to learn from', 'dark': 'too dark to see anything',

@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from .core import DAMAGED, FORMATS, MALLOC, MEMORY, BearclfError, PhotoError, _name, as_rgb, data_url, mallopt, open_photo, sha256
+from .core import DAMAGED, FORMATS, MALLOC, MEMORY, BearclfError, PhotoError, _name, as_rgb, data_url, laplacian, mallopt, open_photo, sha256
 
 # %% ../nbs/08_classify.ipynb #08-classify-008
 SCHEMA = 1
@@ -415,8 +415,6 @@ def long_side(
     "The longer side of a photo as it arrived, from the file's head."
     with suppress(Exception), Image.open(BytesIO(photo) if isinstance(photo, bytes) else photo, formats=FORMATS) as im: return max(im.size)  # whatever its head does to Pillow now is no reason to lose its answer
 
-def _laplacian(a): return a[:-2, 1:-1] + a[2:, 1:-1] + a[1:-1, :-2] + a[1:-1, 2:] - 4*a[1:-1, 1:-1]
-
 def _saturation(pixels) -> np.ndarray: # 0 to 1, of each pixel, as in HSV
     red, green, blue = (pixels[..., i] for i in range(3))
     most = np.maximum(np.maximum(red, green), blue)
@@ -428,5 +426,5 @@ def traits(
 ) -> dict: # `brightness`, `contrast`, `sharpness`, `colour`, which are 0 to 1 (`sharpness` seldom above 0.5), and `side`, at most `SENT`
     "What can be said of a photo without knowing what it shows."
     grey = np.asarray(Image.fromarray(pixels).convert('L'), np.float32)/255
-    seen = dict(brightness=grey.mean(), contrast=grey.std(), sharpness=_laplacian(grey).std(), colour=_saturation(pixels[::2, ::2]).mean())
+    seen = dict(brightness=grey.mean(), contrast=grey.std(), sharpness=laplacian(grey).std(), colour=_saturation(pixels[::2, ::2]).mean())
     return {name: round(float(value), 4) for name, value in seen.items()} | dict(side=side and min(side, SENT))

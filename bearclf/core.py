@@ -6,7 +6,7 @@
 __all__ = ['PHOTO_EXTENSIONS', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE', 'MEMORY', 'MAX_WORK', 'DAMAGED', 'MAX_SCANS', 'MAX_PARTS',
            'MAX_EXIF', 'MALLOC', 'BearclfError', 'PhotoError', 'as_rgb', 'photo_bytes', 'open_photo', 'shut',
            'photo_files', 'sha256', 'replacing', 'write_atomic', 'printable', 'data_url', 'bare_photo', 'mallopt',
-           'malloc_trim', 'wilson', 'now', 'check_port']
+           'malloc_trim', 'laplacian', 'wilson', 'now', 'check_port']
 
 # %% ../nbs/00_core.ipynb #00-core-002
 import base64, ctypes, errno, hashlib, json, os, socket, struct, sys, warnings
@@ -323,6 +323,12 @@ def mallopt(
 def malloc_trim():
     "Give back to the system what lies free between photos of all sizes, where glibc can (elsewhere nothing happens): a few milliseconds."
     if sys.platform.startswith('linux') and hasattr(libc := ctypes.CDLL(None), 'malloc_trim'): libc.malloc_trim(0)
+
+def laplacian(
+    grey: np.ndarray,  # `[h, w]`
+) -> np.ndarray: # `[h-2, w-2]`: how much each pixel differs from its four neighbours
+    "Where a picture has edges."
+    return grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4*grey[1:-1, 1:-1]
 
 def wilson(
     right: int,  # how many were right
