@@ -34,7 +34,7 @@ def _deployment(
         from bearclf.serve import create_app, open_log
         with TemporaryDirectory(prefix='bearclf-') as folder:
             for name, data in ray.get(files).items(): Path(folder, name).write_bytes(data)
-            return create_app(folder, log=open_log(log), workers=1, **options)
+            return create_app(folder, log=open_log(log, new=False), workers=1, **options)
 
     @serve.deployment(autoscaling_config=dict(min_replicas=least, max_replicas=most, target_ongoing_requests=4), ray_actor_options=dict(num_cpus=1), max_ongoing_requests=100)
     @serve.ingress(app)

@@ -630,8 +630,9 @@ def run_service(
 
 def open_log(
     where: Union[str, os.PathLike, None],  # file or URL
+    new: bool = True,  # make it if it is not there
 ): # a `PredictionsLog`, or None
     "The predictions log, if there shall be one; raises `BearclfError`."
     if not where: return None
     from bearclf.log import PredictionsLog
-    return PredictionsLog(where)
+    return PredictionsLog(where, new)

@@ -354,7 +354,7 @@ def _settle_log():
 def _log(where: Optional[str]): # a `PredictionsLog`, or None
     if not where: return None
     from bearclf.log import PredictionsLog
-    return PredictionsLog(where)
+    return PredictionsLog(where, new=False)  # `_set_log` has made it
 
 def _front(page_config, **_) -> dict: # with what the template shows before the widgets are there
     try: spec, log = load_bundle(files=False), _log(os.environ.get('BEARCLF_LOG'))
