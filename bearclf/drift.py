@@ -179,9 +179,12 @@ def close_alarm(
         if event['details'].get('alarm') == number: raise BearclfError(f"Alarm {number} was closed before, by {event['who']}: {event['why']}")
     return log.add_event('closed', alarm['bundle'], who, why, dict(alarm=number), after=closed[-1]['number'] if closed else 0)
 
+def _seen(rows: dict, looks: list) -> list: # of rows, in the order in which they were looked at
+    return [rows[id] for id in dict.fromkeys(id for look in looks for id in look['details']['photos']) if id in rows]
+
 def _photos(rows: dict, looks: list) -> tuple: # (those that were looked at, in that order; the others, oldest first)
     "Each photo once. `rows`: id → row, oldest first."
-    seen = [rows[id] for id in dict.fromkeys(id for look in looks for id in look['details']['photos']) if id in rows]
+    seen = _seen(rows, looks)
     known, new = {row['sha256'] for row in seen}, {}
     for row in rows.values():
         if row['sha256'] not in known: new.setdefault(row['sha256'], row)
@@ -201,7 +204,7 @@ class _Watch:
 
     def window(self, fresh: list) -> list: # of rows
         since = max((event['number'] for event in self.log.events('closed', self.bundle)), default=0)
-        seen, _ = _photos(self.rows, [look for look in self.looks if look['number'] > since])
+        seen = _seen(self.rows, [look for look in self.looks if look['number'] > since])
         return [*(row for row in seen if row['id'] not in self.base), *fresh][-WINDOW:]
 
     def look(self, fresh: list): # of rows
@@ -289,10 +292,11 @@ def _caught_up(log: PredictionsLog, clf: Classifier, baseline: Optional[int], al
     reference, against = (columns(first), f'the first {len(first)} photos') if first else ({}, '') if baseline else _usual(clf)
     watch = _Watch(log, bundle, rows, looks, reference, against, alpha, {row['id'] for row in first or []})
     watch.sound()
-    while reference and len(new := _photos(rows, looks)[1]) >= EVERY:
+    new = _photos(rows, looks)[1] if reference else []
+    while len(new) >= EVERY:
         watch.look(new[:EVERY])
         watch.sound()
-        made += 1
+        new, made = new[EVERY:], made + 1
     return _reported(watch, made, baseline)
 
 def _reported(watch: _Watch, made: int, baseline: Optional[int]) -> Report:

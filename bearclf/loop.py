@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from PIL import Image
-from sqlalchemy import exists, func
+from sqlalchemy import exists, func, select
 
 from .core import BearclfError, photo_files, printable, write_atomic
 from .folder import MANIFEST, append_jsonl, check_label, read_manifest
@@ -32,7 +32,9 @@ def teachable(
     log: PredictionsLog,
 ) -> list: # of dicts, as in `PredictionsLog.rows`; each photo once
     "The answers whose photos a training set may take."
-    return _each(row for row in log.rows(*_settled()) if row['consent'])
+    return _allowed(log.rows(*_settled()))
+
+def _allowed(rows) -> list: return _each(row for row in rows if row['consent'])
 
 def _each(rows) -> list: # a row a photo
     return [*{row['sha256']: row for row in rows if re.fullmatch('[0-9a-f]{64}', row['sha256'])}.values()]  # it becomes a file's name
@@ -77,7 +79,8 @@ def learn_from(
     photos: Union[str, os.PathLike],  # the photos folder to add to; made if missing
 ) -> Learned:
     "Bring what people have settled into a training set, in one step that `bearclf check --undo` takes back; raises `BearclfError` where nothing can be written."
-    folder, answered, settled, good = Path(photos), len(_each(log.rows())), len(_each(log.rows(*_settled()))), teachable(log)
+    folder, settled = Path(photos), log.rows(*_settled())
+    good, answered = _allowed(settled), log.read(select(func.count(PREDICTIONS.c.sha256.distinct()).label('n')))[0]['n']
     folder.mkdir(parents=True, exist_ok=True)
     taken, fresh, odd = _taken(folder), {}, {}
     for row in good:
@@ -87,7 +90,7 @@ def learn_from(
         if photo := log.photo(row['sha256']): fresh[_put(folder, row, photo)] = row
     done = bring_in(folder, {file: row['human'] for file, row in fresh.items()}, {file: f"review: {row['reviewer']}" for file, row in fresh.items()})
     _listed(folder, done.lines, fresh)
-    return Learned(done.lines, sum(row['human'] == '' for row in good), answered - settled, settled - len(good), done.left | odd)
+    return Learned(done.lines, sum(row['human'] == '' for row in good), answered - len(_each(settled)), len(_each(settled)) - len(good), done.left | odd)
 
 # %% ../nbs/09d_loop.ipynb #77768aa6
 @dataclass
@@ -97,7 +100,6 @@ class Origin:
     reviewed: int  # photos that came through a model's page or service
     mix: dict      # label → share of the photos now
     was: dict      # label → share of the photos that the bundle learned from; empty: it does not say
-    alike: float   # largest difference between the two
 
     def __str__(self):
         if not self.photos: return 'There are no photos in it.'
@@ -115,4 +117,4 @@ def origin(
     files = {fn.relative_to(folder).as_posix(): fn.parent.name for fn in photo_files(folder)}
     reviewed = {row['file'] for row in read_manifest(folder) if row.get('source') == 'review'}
     mix, was = _shares(Counter(files.values())), _shares((spec or {}).get('data', {}).get('counts') or {})
-    return Origin(len(files), len(reviewed & {*files}), mix, was, max((abs(mix.get(k, 0) - was.get(k, 0)) for k in {*mix, *was}), default=0.) if was else 0.)
+    return Origin(len(files), len(reviewed & {*files}), mix, was)
