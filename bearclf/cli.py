@@ -466,7 +466,7 @@ def start(
     if wrong := [name for name in label if name not in spec['labels']]: raise BearclfError(f"{printable(wrong[0])} is no label of this bundle: choose of {', '.join(spec['labels'])}.")
     agreed = Policy(target, reviewed, reviewers, audit, label or None, _hours(hours), per_day, alarm_demotes)
     begin(_log(log, new=True), spec_fingerprint(spec), agreed, by, why, anew)
-    print(f'{by} begins in shadow: answers go on record, and are shown to nobody.')
+    print(f'{by} begins in shadow: answers go on record, and are shown to nobody, wherever page and service are given this log (--log, or BEARCLF_LOG in the environment).')
     if '## What was thought of before' not in _card_of(bundle): print('bearclf: the card of this bundle holds no pre-mortem: write one before the model is let out (bearclf rollout premortem).', file=sys.stderr)
     if spec['thresholds'].get('known') is None: print('bearclf: this bundle cannot say "none of these": it will name a label for every photo.', file=sys.stderr)
 
