@@ -47,7 +47,9 @@ def start(serve):
     def started(*options):
         port = free_port()
         process = serve([sys.executable, "-m", "bearclf.cli", "serve", "--engine", "ray", "--port", str(port), *map(str, options)], f"http://127.0.0.1:{port}/health")
-        return process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        assert until(lambda: client.get("/health").status_code == 200), "no replica came"  # Ray's proxy is there earlier, and says 404
+        return process, client
     return started
 
 
