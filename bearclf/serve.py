@@ -17,7 +17,7 @@ from http import HTTPStatus
 from math import ceil
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Thread
+from threading import Lock, Thread
 from time import perf_counter
 from typing import Any, Dict, List, Literal, NamedTuple, Optional, Union
 
@@ -37,8 +37,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from . import __version__
+from .apart import Away, Deadly
 from .classify import Answer, Classifier, _cores, bundle_folder
-from .core import BearclfError, PhotoError, bare_photo, check_port, malloc_trim
+from .core import BearclfError, PhotoError, bare_photo, check_port, malloc_trim, printable
 
 # %% ../nbs/11_serve.ipynb #d0682f88
 class Given(NamedTuple):
@@ -58,7 +59,7 @@ class Job:
     def _forget(self, future): self.data = b''  # also if nobody waits any more
 
 def _answer(
-    clf: Classifier,
+    clf,  # a `Classifier`, or one that is `Away`
     jobs: list,
     done,  # as in `MicroBatcher`
 ):
@@ -69,25 +70,43 @@ def _answer(
         else: [_answer(clf, [job], done) for job in jobs]  # one of them spoils it for the others
     else: [_give(clf, job, answer, done) for job, answer in zip(jobs, answers)]
 
-def _give(clf: Classifier, job: Job, answer, done):
+def _give(clf, job: Job, answer, done):
     "Hand over an answer, once what must be done before is done."
+    if isinstance(answer, Deadly): LOGGER.warning('%s', printable(str(answer)))
     try:
         did = done(clf, answer, job.data) if done and isinstance(answer, Answer) else None
         job.future.set_result(Given(answer, clf.fingerprint, did))
     except Exception as e: job.future.set_exception(e)
 
 class MicroBatcher:
-    "Worker threads that answer photos; what waits is taken up to `batch` photos at a time."
+    "Workers that answer photos; what waits is taken up to `batch` photos at a time."
     def __init__(self,
-        clf: Classifier,                # loaded with `threads=1`; may be replaced at any time
-        workers: Optional[int] = None,  # threads; None: one a core
+        clf: Classifier,                # loaded with `threads=1`
+        workers: Optional[int] = None,  # None: one a core
         batch: int = 1,                 # photos in one run of the graph, at most
         waiting: int = 64,              # photos in the queue, at most
         done=None,                      # called with (clf, answer, data) before an answer is given
+        apart: bool = False,            # True: each worker has its photos opened in a process of its own
     ):
-        self.clf, self.batch, self.done, self.queue = clf, batch, done, Queue(waiting)
-        self.threads = [Thread(target=self._work, daemon=True) for _ in range(workers or _cores())]
+        self.batch, self.done, self.apart, self.queue = batch, done, apart, Queue(waiting)
+        self.seats, self.locks = [None]*(workers or _cores()), [Lock() for _ in range(workers or _cores())]  # who answers for each worker, and whether they are asked just now
+        self.change(clf)
+        self.threads = [Thread(target=self._work, args=[i], daemon=True) for i in range(len(self.seats))]
         for t in self.threads: t.start()
+
+    def change(self, clf: Classifier):
+        "Have photos answered by `clf` from now on, once that can begin; raises `BearclfError`, and then nothing has changed."
+        seats = [Away(clf, pixels=bool(self.done)) if self.apart else clf for _ in self.seats]
+        try: [seat.ready() for seat in seats if self.apart]
+        except BearclfError: self._leave(seats); raise
+        self.clf = clf
+        for i, seat in enumerate(seats):
+            with self.locks[i]: self.seats[i], seats[i] = seat, self.seats[i]
+        self._leave(seats)
+
+    def _leave(self, seats: list):
+        "End processes that nobody asks any more."
+        for seat in seats: self.apart and seat and seat.end()
 
     def put(self, photos: list) -> list: # of (name, data) → a `Future` each, of `Given`; raises `queue.Full` unless there is room for all
         if self.queue.qsize() + len(photos) > self.queue.maxsize: raise Full
@@ -95,19 +114,20 @@ class MicroBatcher:
         for job in jobs: self.queue.put_nowait(job)
         return [job.future for job in jobs]
 
-    def _work(self):
+    def _work(self, i: int):
         while first := self.queue.get():
             jobs = [first]
             with suppress(Empty):
                 while len(jobs) < self.batch and jobs[-1]: jobs.append(self.queue.get_nowait())
             wanted = [job for job in jobs if job and job.future.set_running_or_notify_cancel()]
-            if wanted: _answer(self.clf, wanted, self.done)
+            with self.locks[i]: wanted and _answer(self.seats[i], wanted, self.done)
             if jobs[-1] is None: return
 
     def stop(self):
         "Answer what waits, then end the workers."
         for _ in self.threads: self.queue.put(None)
         for t in self.threads: t.join()
+        self._leave(self.seats)
 
 # %% ../nbs/11_serve.ipynb #f8aabd80
 class Problem(Exception):
@@ -371,9 +391,9 @@ async def _answered(batcher: MicroBatcher, photos: list, request: Request, secon
     try: futures = [asyncio.wrap_future(f) for f in batcher.put(photos)]
     except Full: raise Problem(503, 'Too many photos are waiting already: try again in a moment.', LATER) from None
     try: got = await _first(asyncio.gather(*futures), request, seconds)
-    except Unrecorded as e:
+    except BearclfError as e:
         LOGGER.error('%s', e)
-        raise Problem(503, 'The answer could not be put on record, so none is given: try again in a minute.', LATER) from None
+        raise Problem(503, 'The answer could not be put on record, so none is given: try again in a minute.' if isinstance(e, Unrecorded) else 'Nobody is there to answer just now: try again in a moment.', LATER) from None
     if len({given.bundle for given in got}) > 1: return await _answered(batcher, photos, request, seconds)  # another bundle came in between
     return got
 
@@ -414,7 +434,7 @@ def _renewed(
     "Put the bundle that lies there now in the place of the one that answers; raises `BearclfError` or `OSError` while it is not whole."
     words = _words(batcher.clf.folder)
     if words in (seen, b''): return seen
-    batcher.clf = Classifier(batcher.clf.folder, threads=1)
+    batcher.change(Classifier(batcher.clf.folder, threads=1))
     LOGGER.warning('another bundle answers from now on: %s', batcher.clf.fingerprint[:12])
     return words
 
@@ -528,13 +548,14 @@ def create_app(
     log=None,            # a `PredictionsLog`
     workers: Optional[int] = None,  # as for `MicroBatcher`
     batch: int = 1,                 # as for `MicroBatcher`
+    apart: bool = False,            # as for `MicroBatcher`
     at: str = 'localhost:8000',     # its address, for the examples in /docs
 ) -> FastAPI:
     "The service as an ASGI app; raises `BearclfError` if there is no bundle to serve."
     if wrong := [o for o in origins if not re.fullmatch(r'https?://[^/\s]+', o)]: raise BearclfError(f'"{wrong[0]}" is no origin: write for example https://example.org, with nothing after the name.')
     limits, metrics, seen = limits or Limits(), Metrics(), _words(bundle_folder(bundle))
     clf = Classifier(bundle, threads=1)
-    life = _life(clf, seen, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log)))
+    life = _life(clf, seen, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log), apart))
     app = FastAPIOffline(title=f'Photo classifier: {", ".join(clf.labels[:4])}', version=__version__, lifespan=life, redoc_url=None, description=ABOUT.format(at=at, key="-H 'X-API-Key: …' " if keys else ''))
     _routes(app, limits, metrics, [Depends(_rate_check(limits.rate, _key_check(keys)))], log)
     _problem_handlers(app)
@@ -617,12 +638,13 @@ def run_service(
     ip: str = '127.0.0.1',  # this machine only; '0.0.0.0': everybody who can reach it
     log: Union[str, os.PathLike, None] = None,  # file or URL of a predictions log; None: `$BEARCLF_LOG`, or no log
     proxy: Optional[str] = None,  # address of a proxy in front, which is believed who its clients are (X-Forwarded-For); None: nobody is
+    apart: bool = True,  # as for `MicroBatcher`
     **options,  # for `create_app`
 ):
     "Serve until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."
     import uvicorn
     check_port(port, ip)
-    app = create_app(bundle, log=open_log(log or os.environ.get('BEARCLF_LOG')), at=f'localhost:{port}', **options)
+    app = create_app(bundle, log=open_log(log or os.environ.get('BEARCLF_LOG')), apart=apart, at=f'localhost:{port}', **options)
     config = uvicorn.Config(app, host=ip, port=port, http=_protocol(10), ws='none', log_level='error', access_log=False, proxy_headers=bool(proxy), forwarded_allow_ips=proxy or '', server_header=False, limit_concurrency=1000, timeout_graceful_shutdown=30)
     server = uvicorn.Server(config)
     print(f'bearclf service: http://localhost:{port}/docs', flush=True)

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -20,7 +21,8 @@ import pytest
 from hostile import sound, special
 from web import fill, web
 
-from bearclf.batch import batch, photos_in
+from bearclf.batch import _Worker, batch, photos_in
+from bearclf.classify import Classifier
 from bearclf.core import BearclfError, photo_files, sha256
 from bearclf.log import PredictionsLog
 from bearclf.practice import draw_bear
@@ -142,7 +144,7 @@ class Deadly(BaseHTTPRequestHandler):
     def do_GET(self):
         if "deadly" in self.path:
             for p in psutil.Process(Deadly.driver.pid).children(recursive=True):
-                if "_apart()" in " ".join(p.cmdline()) and any(c.raddr and c.raddr.port == self.client_address[1] or c.laddr.port == self.client_address[1] for c in p.net_connections("tcp")): p.kill(); Deadly.deaths += 1
+                if "bearclf.batch:_part" in p.cmdline() and any(c.raddr and c.raddr.port == self.client_address[1] or c.laddr.port == self.client_address[1] for c in p.net_connections("tcp")): p.kill(); Deadly.deaths += 1
         self.send_response(200)
         self.end_headers()
         with suppress(OSError): self.wfile.write(Deadly.photo)
@@ -163,6 +165,29 @@ def test_a_photo_that_kills_who_opens_it(tmp_path, drawn, engine):
     assert Deadly.driver.returncode == 1 and err == "" and "22 answered, 2 could not be read" in out, (out, err)
     assert Deadly.deaths >= 4 and df.row.tolist() == list(range(24)) and df.label[df.error.isna()].nunique() == 1
     assert [Path(f).stem for f in df.file[df.error.str.contains("ended two processes", na=False)]] == ["deadly5", "deadly19"]
+
+
+class Slow(BaseHTTPRequestHandler):
+    "Photos; one of them takes its time."
+    photo = b""
+    def log_message(self, *_): pass
+    def do_GET(self):
+        if "slow" in self.path: time.sleep(6)
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError): self.wfile.write(Slow.photo)
+
+
+def test_a_photo_that_takes_too_long(drawn):
+    Slow.photo, clf = (drawn/"000-0.jpg").read_bytes(), Classifier(threads=1)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with _Worker(clf.folder, clf.fingerprint, clf.labels, 1, silence=2) as worker:
+        data = worker(100, [f"http://127.0.0.1:{server.server_port}/{'slow' if i == 5 else i}.jpg" for i in range(20)])
+    server.shutdown()
+    df = pd.read_parquet(BytesIO(data))
+    assert df.row.tolist() == list(range(100, 120)) and df.label.count() == 19
+    assert df.error[5] == f"http://127.0.0.1:{server.server_port}/slow.jpg takes longer than 2 s to open: look at it with care."
 
 
 def test_killed_again_and_again(tmp_path, drawn, whole):

@@ -7,7 +7,7 @@ import pytest
 HEAVY = {"torch", "torchvision", "fastai", "scipy", "sklearn", "pandas", "matplotlib", "onnx", "timm", "ray", "pyarrow"}
 
 
-@pytest.mark.parametrize("module", ["core", "folder", "moves", "fetch", "search", "verify", "gather", "check", "practice", "classify", "log", "stage", "review", "app", "visitors", "review_page", "drift", "loop", "rollout", "batch", "deploy", "static", "cli"])
+@pytest.mark.parametrize("module", ["core", "folder", "moves", "fetch", "search", "verify", "gather", "check", "practice", "classify", "apart", "log", "stage", "review", "app", "visitors", "review_page", "drift", "loop", "rollout", "batch", "deploy", "static", "cli"])
 def test_light_modules_import_nothing_heavy(module):
     code = f"import bearclf.{module}, sys; print(*{HEAVY!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

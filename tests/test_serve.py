@@ -277,6 +277,44 @@ def test_a_new_bundle_while_all_ask(start, tmp_path, bears):
     assert len({r.json()["bundle"] for r in got}) == 2
 
 
+def workers(process): return [p for p in psutil.Process(process.pid).children() if "bearclf.apart:_answers" in p.cmdline()]
+
+
+def test_processes_that_die_while_all_ask(start, bears):
+    "As a photo would that makes a decoder crash; nobody but its sender may notice."
+    client, process = start("--workers", 2)
+    probs, data, stop, got, killed = Classifier().predict(bears[0]).probs, bears[0].read_bytes(), threading.Event(), [], 0
+    def ask():
+        while not stop.is_set(): got.append(post(client, data, "image/png"))
+    with ThreadPoolExecutor(6) as pool:
+        askers = [pool.submit(ask) for _ in range(6)]
+        for i in range(8):
+            time.sleep(.3 + .1*i)
+            for p in workers(process)[:1 + i%2]:
+                with suppress(psutil.Error): p.kill(); killed += 1
+        time.sleep(2); stop.set()
+        for a in askers: a.result()  # none of them was cut off
+    good = [r for r in got if r.status_code == 200]
+    assert killed >= 8 and len(good) > 50 and {r.status_code for r in got} <= {200, 422}
+    assert all("ended two processes" in told(r, 422) for r in got if r.status_code == 422)
+    assert all(r.json()["predictions"][0]["probs"] == pytest.approx(probs, abs=1e-6) for r in good)
+    assert post(client, data, "image/png").status_code == 200 and len(workers(process)) == 2
+
+
+def test_a_process_that_hangs_is_replaced(start, bears):
+    client, process = start("--workers", 2)
+    stuck, data = workers(process)[0], bears[0].read_bytes()
+    stuck.suspend()
+    with ThreadPoolExecutor(4) as pool: first = [r.status_code for r in pool.map(lambda _: post(client, data, "image/png"), range(4))]
+    assert sorted(first) == [200, 200, 200, 503], first  # the other one answers
+    end = time.monotonic() + 30
+    while stuck.is_running() and stuck.status() != psutil.STATUS_ZOMBIE: assert time.monotonic() < end; time.sleep(.2)
+    with ThreadPoolExecutor(8) as pool: assert {r.status_code for r in pool.map(lambda _: post(client, data, "image/png"), range(16))} == {200}
+    left = workers(process)
+    process.kill()
+    assert len(left) == 2 and not psutil.wait_procs(left, timeout=10)[1]  # nobody stays behind
+
+
 def test_the_order_to_stop_waits_for_answers(start, bears):
     client, process = start("--workers", 1)
     large = BytesIO()
@@ -305,7 +343,7 @@ def test_more_than_can_be_answered(start, shared_photos):
         askers, memory = [pool.submit(ask, seed) for seed in range(32)], []
         for _ in range(int(os.environ.get("BEARCLF_SOAK", 20))):
             time.sleep(1)
-            memory.append(psutil.Process(process.pid).memory_info().rss/2**20)
+            memory.append(sum(p.memory_info().rss for p in [psutil.Process(process.pid), *workers(process)])/2**20)
         stop.set()
         for a in askers: a.result()  # none of them was cut off
     assert {s for is_good, s in statuses if is_good} <= {200, 503} and {s for _, s in statuses} <= {200, 400, 413, 422, 503}
