@@ -348,6 +348,7 @@ def test_more_than_can_be_answered(start, shared_photos):
         for a in askers: a.result()  # none of them was cut off
     assert {s for is_good, s in statuses if is_good} <= {200, 503} and {s for _, s in statuses} <= {200, 400, 413, 422, 503}
     assert sum(s == 200 for _, s in statuses) > 5*len(memory) and any(s == 503 for _, s in statuses)
+    print(f"memory of each minute: {[round(float(np.median(memory[i:i + 60]))) for i in range(0, len(memory), 60)]}, most {max(memory):.0f} MB; {len(statuses)} answers")
     assert max(memory) < 300 + 2*200*psutil.cpu_count(), memory  # a photo that is being opened may take 200 MB, one for each core
     minutes = [round(float(np.median(memory[i:i + 60]))) for i in range(0, len(memory), 60)]  # MB
     if len(minutes) >= 5: assert minutes[-1] < minutes[1]*1.1 + 20, minutes
