@@ -388,7 +388,7 @@ def serve(
     photos: int = typer.Option(16, min=1, help='In a request, at most.'),
     waiting: int = typer.Option(64, min=1, help='Photos in the queue, at most; more are asked to come again.'),
     batch: int = typer.Option(1, min=1, help='Photos answered in one run of the model, at most; on a CPU more than 1 gains nothing.'),
-    workers: Optional[int] = typer.Option(None, min=1, help='Photos answered at the same time; default: one a core.'),
+    workers: Optional[int] = typer.Option(None, min=1, help='Photos answered at the same time, each in a process of its own; default: one a core.'),
     engine: Engine = typer.Option('local', help='local: this process; ray: replicas of it, each with a core of its own.'),
     proxy: Optional[str] = typer.Option(None, help='Address of a proxy in front, which is believed who its clients are (X-Forwarded-For); default: nobody is.'),
     replicas: int = typer.Option(4, min=1, help='With ray: at most; one is always there.'),
