@@ -10,6 +10,7 @@ import json, os, subprocess, sys, time
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import wait
+from selectors import EVENT_WRITE, DefaultSelector
 from threading import Event, Lock, Thread
 from typing import Optional, Union
 
@@ -37,12 +38,20 @@ def _widen(pipe):
         import fcntl
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, ROOM)
 
-def _send(pipe, head: dict, blobs=()):
-    "Write a message."
+def _room(pipe, silence: Optional[float]):
+    "Wait until a pipe that is full takes more; raises `Slow`."
+    with DefaultSelector() as full:
+        full.register(pipe, EVENT_WRITE)
+        if not full.select(silence): raise Slow
+
+def _send(pipe, head: dict, blobs=(), silence: Optional[float] = None):
+    "Write a message; raises `Slow` if nobody reads it, where the pipe does not block."
     words = json.dumps(head | dict(sizes=[len(b) for b in blobs])).encode()
     for data in (b'%0*d' % (HEAD, len(words)) + words, *blobs):
         data = memoryview(data)
-        while len(data): data = data[pipe.write(data):]
+        while len(data):
+            if (n := pipe.write(data)) is None: _room(pipe, silence)
+            else: data = data[n:]
 
 def _read(pipe, n: int, silence: Optional[float]) -> bytes:
     "Read `n` bytes; raises `Slow` or `Died`."
@@ -54,9 +63,11 @@ def _read(pipe, n: int, silence: Optional[float]) -> bytes:
     return bytes(got)
 
 def _receive(pipe, silence=None) -> tuple: # head, blobs
-    "Read a message."
-    head = json.loads(_read(pipe, int(_read(pipe, HEAD, silence)), silence))
-    return head, [_read(pipe, n, silence) for n in head.pop('sizes')]
+    "Read a message; raises `Slow` or `Died`, also where it is none."
+    try:
+        head = json.loads(_read(pipe, int(_read(pipe, HEAD, silence)), silence))
+        return head, [_read(pipe, n, silence) for n in head.pop('sizes')]
+    except (ValueError, KeyError, TypeError, AttributeError) as e: raise Died from e  # whatever wrote that is not what we started
 
 # %% ../nbs/08d_apart.ipynb #8a551b13
 def _tidy(worked: Event):
@@ -113,6 +124,7 @@ class Apart:
         paths = os.pathsep.join(p for p in sys.path if p)
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=os.environ | dict(PYTHONPATH=paths), start_new_session=True)  # Ctrl-C is for this one, which then ends that one
         for pipe in (self.process.stdin, self.process.stdout): _widen(pipe)
+        if os.name == 'posix': os.set_blocking(self.process.stdin.fileno(), False)
         self.fresh = True
 
     def ready(self):
@@ -121,17 +133,18 @@ class Apart:
             if not self.process: self.start()
             if not self.fresh: return
             with suppress(Died):
-                self._hear(START)
+                self._talk(START)
                 self.fresh = False
-                return
-        raise BearclfError('The process that is to open the photos does not start: is there enough memory?')
+        if not self.process: raise BearclfError('The process that is to open the photos does not start: is there enough memory?')
 
-    def _hear(self, silence: Optional[float]) -> tuple: # head, blobs
+    def _talk(self, silence: Optional[float], question=None) -> tuple: # head, blobs
+        "Ask, if there is a question, and hear what it says."
         try:
+            with suppress(BrokenPipeError): question and _send(self.process.stdin, *question, silence)  # then it has died, which is heard now
             while 'at' in (got := _receive(self.process.stdout, silence))[0]: self.at = got[0]['at']
-        except Died: self.end(); raise
-        if 'told' in got[0]: self.end(); raise BearclfError(got[0]['told'])
-        return got
+            if 'told' in got[0]: raise BearclfError(got[0]['told'])
+            return got
+        except BearclfError: self.end(); raise
 
     def ask(self,
         head: dict,
@@ -141,8 +154,7 @@ class Apart:
         with self.lock:
             self.ready()
             self.at = 0
-            with suppress(BrokenPipeError): _send(self.process.stdin, head, blobs)  # then it has died, which is heard now
-            return self._hear(self.silence)
+            return self._talk(self.silence, (head, blobs))
 
     def end(self):
         "End it, whatever it does."
