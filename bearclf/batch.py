@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock, Semaphore
 from time import perf_counter
-from typing import Callable, Iterable, Iterator, Optional, Union
+from typing import Callable, Iterator, Optional, Union
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -319,12 +319,20 @@ class _Worker:
         return self.apart.ask(dict(first=first, wheres=wheres, cores=self.cores))[1][0]
 
     def __call__(self, first: int, wheres: list) -> bytes: # as `answer_part`
-        try: return self._ask(first, wheres)
-        except Died as e:
-            if len(wheres) == 1: return self._again(first, wheres, e)
-        at, near = min(self.apart.at, len(wheres) - 1), _threads(wheres, self.cores)  # it was one of those that were open, or soon comes up again
-        cuts = sorted({0, *range(at, min(at + near, len(wheres)) + 1), len(wheres)})
-        return _both(self(first + i, wheres[i:j]) for i, j in zip(cuts, cuts[1:]))
+        done, todo = [], [(0, len(wheres))]
+        while todo:
+            i, j = todo.pop()
+            try: done.append(self._ask(first + i, wheres[i:j]))
+            except Died as e:
+                if j - i == 1: done.append(self._again(first + i, wheres[i:j], e))
+                else: todo += reversed(self._cut(i, j, _threads(wheres, self.cores)))
+        return done[0] if len(done) == 1 else _both(done)
+
+    def _cut(self, i: int, j: int, near: int) -> list: # of (from, to)
+        "A part that its process died of: what was done, then one by one what was open, or soon comes up again, then the rest."
+        at = min(i + self.apart.at, j - 1)
+        cuts = sorted({i, *range(at, min(at + near, j) + 1), j})
+        return list(zip(cuts, cuts[1:]))
 
     def _again(self, i: int, where: list, e: Died) -> bytes: # a part of one row
         with suppress(Died):
@@ -334,7 +342,7 @@ class _Worker:
         why = f'takes longer than {self.apart.silence:g} s to open' if isinstance(e, Slow) else 'ended two processes that were to open it'
         return _file(pa.Table.from_pylist([_row(i, photo, Deadly(f'{photo.name} {why}: look at it with care.'))], schema=_columns(self.labels)))
 
-def _both(parts: Iterable) -> bytes:
+def _both(parts: list) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
     return _file(pa.concat_tables([parquet.read_table(BytesIO(part)) for part in parts]))

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from math import ceil
 from pathlib import Path
 from queue import Empty, Full, Queue
+from tempfile import TemporaryDirectory
 from threading import Lock, Thread
 from time import perf_counter
 from typing import Any, Dict, List, Literal, NamedTuple, Optional, Union
@@ -38,7 +39,7 @@ from starlette.requests import ClientDisconnect
 
 from . import __version__
 from .apart import Away, Deadly
-from .classify import Answer, Classifier, _cores, bundle_folder
+from .classify import Answer, Classifier, _cores, bundle_bytes, bundle_folder
 from .core import BearclfError, PhotoError, bare_photo, check_port, malloc_trim, printable
 
 # %% ../nbs/11_serve.ipynb #d0682f88
@@ -86,27 +87,37 @@ class MicroBatcher:
         batch: int = 1,                 # photos in one run of the graph, at most
         waiting: int = 64,              # photos in the queue, at most
         done=None,                      # called with (clf, answer, data) before an answer is given
-        apart: bool = False,            # True: each worker has its photos opened in a process of its own
+        apart: Optional[float] = None,  # seconds that a photo may take: each worker has its photos opened in a process of its own; None: in this one
     ):
         self.batch, self.done, self.apart, self.queue = batch, done, apart, Queue(waiting)
         self.seats, self.locks = [None]*(workers or _cores()), [Lock() for _ in range(workers or _cores())]  # who answers for each worker, and whether they are asked just now
+        self.copy = None
         self.change(clf)
         self.threads = [Thread(target=self._work, args=[i], daemon=True) for i in range(len(self.seats))]
         for t in self.threads: t.start()
 
     def change(self, clf: Classifier):
         "Have photos answered by `clf` from now on, once that can begin; raises `BearclfError`, and then nothing has changed."
-        seats = [Away(clf, pixels=bool(self.done)) if self.apart else clf for _ in self.seats]
-        try: [seat.ready() for seat in seats if self.apart]
-        except BearclfError: self._leave(seats); raise
-        self.clf = clf
+        seats, copy = self._seats(clf) if self.apart else ([clf]*len(self.seats), None)
         for i, seat in enumerate(seats):
             with self.locks[i]: self.seats[i], seats[i] = seat, self.seats[i]
-        self._leave(seats)
+        self.clf, self.copy, copy = clf, copy, self.copy
+        self._leave(seats, copy)
 
-    def _leave(self, seats: list):
+    def _seats(self, clf: Classifier) -> tuple: # (list of `Away`, a folder)
+        "Processes that answer by a copy of the bundle: one that dies must find it again, whatever lies there by then."
+        copy, seats = TemporaryDirectory(prefix='bearclf-'), []
+        try:
+            for name, data in bundle_bytes(clf.folder).items(): Path(copy.name, name).write_bytes(data)
+            seats += [Away(clf, bool(self.done), self.apart, copy.name) for _ in self.seats]
+            for seat in seats: seat.ready()
+        except BaseException: self._leave(seats, copy); raise
+        return seats, copy
+
+    def _leave(self, seats: list, copy):
         "End processes that nobody asks any more."
         for seat in seats: self.apart and seat and seat.end()
+        if copy: copy.cleanup()
 
     def put(self, photos: list) -> list: # of (name, data) → a `Future` each, of `Given`; raises `queue.Full` unless there is room for all
         if self.queue.qsize() + len(photos) > self.queue.maxsize: raise Full
@@ -127,7 +138,7 @@ class MicroBatcher:
         "Answer what waits, then end the workers."
         for _ in self.threads: self.queue.put(None)
         for t in self.threads: t.join()
-        self._leave(self.seats)
+        self._leave(self.seats, self.copy)
 
 # %% ../nbs/11_serve.ipynb #f8aabd80
 class Problem(Exception):
@@ -548,14 +559,14 @@ def create_app(
     log=None,            # a `PredictionsLog`
     workers: Optional[int] = None,  # as for `MicroBatcher`
     batch: int = 1,                 # as for `MicroBatcher`
-    apart: bool = False,            # as for `MicroBatcher`
+    apart: bool = False,            # True: photos are opened in processes apart, as `MicroBatcher` says
     at: str = 'localhost:8000',     # its address, for the examples in /docs
 ) -> FastAPI:
     "The service as an ASGI app; raises `BearclfError` if there is no bundle to serve."
     if wrong := [o for o in origins if not re.fullmatch(r'https?://[^/\s]+', o)]: raise BearclfError(f'"{wrong[0]}" is no origin: write for example https://example.org, with nothing after the name.')
     limits, metrics, seen = limits or Limits(), Metrics(), _words(bundle_folder(bundle))
     clf = Classifier(bundle, threads=1)
-    life = _life(clf, seen, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log), apart))
+    life = _life(clf, seen, metrics, partial(MicroBatcher, clf, workers, batch, limits.waiting, _recorder(log), .8*limits.answer if apart else None))
     app = FastAPIOffline(title=f'Photo classifier: {", ".join(clf.labels[:4])}', version=__version__, lifespan=life, redoc_url=None, description=ABOUT.format(at=at, key="-H 'X-API-Key: …' " if keys else ''))
     _routes(app, limits, metrics, [Depends(_rate_check(limits.rate, _key_check(keys)))], log)
     _problem_handlers(app)
@@ -638,7 +649,7 @@ def run_service(
     ip: str = '127.0.0.1',  # this machine only; '0.0.0.0': everybody who can reach it
     log: Union[str, os.PathLike, None] = None,  # file or URL of a predictions log; None: `$BEARCLF_LOG`, or no log
     proxy: Optional[str] = None,  # address of a proxy in front, which is believed who its clients are (X-Forwarded-For); None: nobody is
-    apart: bool = True,  # as for `MicroBatcher`
+    apart: bool = True,  # as for `create_app`
     **options,  # for `create_app`
 ):
     "Serve until Ctrl-C or SIGTERM; raises `BearclfError` if it cannot start."

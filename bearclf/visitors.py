@@ -292,7 +292,7 @@ def _socket(
 ) -> type:
     "The same, but it speaks `WIRE` and nothing else, what a kernel prints stays here, and who does not read what they asked for is cut off."
     from tornado.iostream import StreamBufferFullError
-    from tornado.web import HTTPError
+    from tornado.web import Finish, HTTPError
     from voila.tornado.kernel_websocket_handler import read_header_from_binary_message
 
     class Socket(handler):
@@ -302,7 +302,7 @@ def _socket(
             await super().pre_get()
 
         def select_subprotocol(self, subprotocols):
-            if self.connection is None: raise ValueError('who asked has left meanwhile')  # for Tornado: no web socket comes of it
+            if self.connection is None: raise Finish  # who asked has left meanwhile: no web socket comes of it, and it is nobody's fault
             return super().select_subprotocol(subprotocols)
 
         @property

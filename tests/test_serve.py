@@ -306,13 +306,24 @@ def test_a_process_that_hangs_is_replaced(start, bears):
     stuck, data = workers(process)[0], bears[0].read_bytes()
     stuck.suspend()
     with ThreadPoolExecutor(4) as pool: first = [r.status_code for r in pool.map(lambda _: post(client, data, "image/png"), range(4))]
-    assert sorted(first) == [200, 200, 200, 503], first  # the other one answers
+    assert sorted(first) == [200, 200, 200, 422], first  # the other one answers
     end = time.monotonic() + 30
     while stuck.is_running() and stuck.status() != psutil.STATUS_ZOMBIE: assert time.monotonic() < end; time.sleep(.2)
     with ThreadPoolExecutor(8) as pool: assert {r.status_code for r in pool.map(lambda _: post(client, data, "image/png"), range(16))} == {200}
     left = workers(process)
     process.kill()
     assert len(left) == 2 and not psutil.wait_procs(left, timeout=10)[1]  # nobody stays behind
+
+
+def test_a_process_that_dies_while_a_broken_bundle_lies_there(start, tmp_path, bears):
+    "Another one takes its place, with the bundle that answers."
+    bundle = copied(bundle_folder(), tmp_path/"bundle")
+    client, process = start("--bundle", bundle, "--workers", 2)
+    (bundle/"bundle.json").write_text("{")
+    (bundle/"model.onnx").unlink()
+    time.sleep(3)
+    for p in workers(process): p.kill()
+    assert {post(client, bears[0].read_bytes(), "image/png").status_code for _ in range(6)} == {200}
 
 
 def test_the_order_to_stop_waits_for_answers(start, bears):
