@@ -37,9 +37,10 @@ def asked(client, data, clients=24):
 
 
 def until(there, seconds=120):
+    "Whether that is so at some moment: processes come, go and change their names meanwhile."
     end = time.monotonic() + seconds
-    while not there() and time.monotonic() < end: time.sleep(.2)
-    return there()
+    while not (seen := there()) and time.monotonic() < end: time.sleep(.2)
+    return seen
 
 
 @pytest.fixture
