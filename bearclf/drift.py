@@ -201,6 +201,7 @@ class _Watch:
     against: str     # what the reference is, in words
     alpha: float
     base: set        # ids of rows that are the reference themselves
+    mine: list       # looks made here: events
 
     def window(self, fresh: list) -> list: # of rows
         since = max((event['number'] for event in self.log.events('closed', self.bundle)), default=0)
@@ -214,7 +215,9 @@ class _Watch:
         told = {f['series'] for alarm in open_alarms(self.log, self.bundle) for f in alarm['details']['findings']}
         details = dict(k=k, n=len(rows), upto=dict(id=fresh[-1]['id'], time=fresh[-1]['time'].isoformat()), against=self.against, findings=[asdict(f) for f in found],
                        alarms=[f.name for f in found if f.alarm and f.series not in told], photos=[row['id'] for row in fresh])
-        self.looks.append(_noted(self.log, self.bundle, self.looks, details))
+        look = _noted(self.log, self.bundle, self.looks, details)
+        self.looks.append(look)
+        self.mine.append(look)
 
     def sound(self):
         "Raise each alarm that a look has found and that is not in the diary."
@@ -284,26 +287,26 @@ def _baseline(log: PredictionsLog, bundle: str, rows: dict, looks: list, n: int)
     looks.append(_noted(log, bundle, looks, dict(k=0, n=n, baseline=n, findings=[], alarms=[], photos=[row['id'] for row in first])))
     return first
 
-def _caught_up(log: PredictionsLog, clf: Classifier, baseline: Optional[int], alpha: float) -> Report:
+def _caught_up(log: PredictionsLog, clf: Classifier, baseline: Optional[int], alpha: float, mine: list) -> Report: # `mine`: the looks made here go there
     "Make the looks that are due; raises `Outrun` if another monitor makes them, too."
-    bundle, made = clf.fingerprint, 0
+    bundle = clf.fingerprint
     rows, looks = _own(log, bundle), log.events('look', bundle)
     first = _baseline(log, bundle, rows, looks, baseline) if baseline else None
     reference, against = (columns(first), f'the first {len(first)} photos') if first else ({}, '') if baseline else _usual(clf)
-    watch = _Watch(log, bundle, rows, looks, reference, against, alpha, {row['id'] for row in first or []})
+    watch = _Watch(log, bundle, rows, looks, reference, against, alpha, {row['id'] for row in first or []}, mine)
     watch.sound()
     new = _photos(rows, looks)[1] if reference else []
     while len(new) >= EVERY:
         watch.look(new[:EVERY])
         watch.sound()
-        new, made = new[EVERY:], made + 1
-    return _reported(watch, made, baseline)
+        new = new[EVERY:]
+    return _reported(watch, baseline)
 
-def _reported(watch: _Watch, made: int, baseline: Optional[int]) -> Report:
+def _reported(watch: _Watch, baseline: Optional[int]) -> Report:
     seen, new = _photos(watch.rows, watch.looks)
     due = EVERY - len(new) if watch.reference else baseline + EVERY - len(seen) - len(new)
     looks = [look for look in watch.looks if look['details']['k']]
-    return Report(watch.log.name, watch.bundle, len(seen) + len(new), due, made, looks, open_alarms(watch.log, watch.bundle), watch.against, watch.reference, watch.window([]), watch.rows)
+    return Report(watch.log.name, watch.bundle, len(seen) + len(new), due, len(watch.mine), looks, open_alarms(watch.log, watch.bundle), watch.against, watch.reference, watch.window([]), watch.rows)
 
 def monitor(
     log: PredictionsLog,
@@ -312,8 +315,9 @@ def monitor(
     alpha: float = ALPHA,            # risk of a false alarm, ever
 ) -> Report:
     "Make the looks that are due, and raise alarms; raises `BearclfError` where there is nothing to compare, or to compare with."
+    mine = []
     while True:
-        with suppress(Outrun): return _caught_up(log, clf, baseline, alpha)  # another monitor was quicker: see what it has left to do
+        with suppress(Outrun): return _caught_up(log, clf, baseline, alpha, mine)  # another monitor was quicker: see what it has left to do
 
 # %% ../nbs/09c_drift.ipynb #8a1aa998
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>

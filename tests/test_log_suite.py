@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import create_engine, func, select, text, update
 
+from bearclf import drift
 from bearclf.classify import Answer, Classifier, traits
 from bearclf.core import BearclfError, sha256
 from bearclf.drift import EVERY, close_alarm, monitor, open_alarms
@@ -374,11 +375,30 @@ def test_what_may_be_learned(log, tmp_path):
     assert (len(learned.added), learned.unreviewed, learned.kept_back) == (6, 1, 1)
 
 
-def test_monitor_looks_once(log):
+def logged(log, n: int) -> Classifier:
+    "As many answers on record, of the classifier that comes back."
     rng, clf = random.Random(0), Classifier()
-    for i in range(2*EVERY + 150):
+    for i in range(n):
         answer = sure(rng.choice(LABELS), rng)
         with log.changing() as db: log.add(db, answer, sha256(b"%d" % i), clf.fingerprint, None, "open", source="page", traits=traits(answer.pixels, 640))
+    return clf
+
+
+def test_monitor_looks_once(log):
+    clf = logged(log, 2*EVERY + 150)
     out = at_once(*[lambda: monitor(log, clf, baseline=100) for _ in range(3)])
     assert sum(r.made for r in out) == 2 == len(out[0].looks), out
     assert monitor(log, clf, baseline=100).made == 0
+
+
+def test_monitor_that_is_outrun_tells_what_it_made(log, monkeypatch):
+    clf, others, compare = logged(log, 3*EVERY + 100), [], drift.compare
+    def slow(*args): # before the second look, another monitor makes all that are left
+        calls.append(1)
+        if len(calls) == 2: others.append(monitor(log, clf, baseline=100))
+        return compare(*args)
+    calls = []
+    monkeypatch.setattr(drift, "compare", slow)
+    mine = monitor(log, clf, baseline=100)
+    assert (mine.made, others[0].made, len(mine.looks)) == (1, 2, 3)
+    assert "looks: 3, of them now: 1;" in str(mine)
