@@ -2,6 +2,7 @@
 
 PHOTOS holds `bears`, `not_bears` and `near_misses`. Answers are drawn from them with replacement, the reference as well, so that before the change nothing at all differs but chance.
 Then a share of the photos is of another kind: `night` (very dark, with noise), `snow` (bright and pale), `small` (96 pixels), `not bears` (given sizes of bears, or these two collections would be told apart by their sizes alone).
+First it is told what the model says of the bears of each kind, and of those that are `close` (half their width and half their height).
 Looks are as `bearclf monitor` makes them: one for each hundred photos, at the last three hundred. The change comes after 1000 photos, and the stream ends 2000 later.
 """
 import argparse
@@ -32,13 +33,28 @@ def small(im):
     return im
 
 
+def close(im, rng):
+    x, y = (int(rng.integers(side//2 + 1)) for side in im.size)
+    return im.crop((x, y, x + im.width//2, y + im.height//2))
+
+
 def pools(clf, photos, rng):
     "kind → answers"
     day = held_out(clf, photos/"bears")
-    opened = lambda fn: open_photo(fn, least=512)
+    changed = lambda change, side=size: [told(clf, change(open_photo(fn, least=512)), side(fn)) for fn, _ in day]
+    near = np.random.default_rng(1)
     things = [told(clf, fn, size(day[rng.integers(len(day))][0])) for fn in photo_files(photos/"not_bears")]
-    return dict(day=[row for _, row in day]), {"night": [told(clf, at_night(opened(fn), rng), size(fn)) for fn, _ in day], "snow": [told(clf, snowy(opened(fn)), size(fn)) for fn, _ in day],
-                                               "small": [told(clf, small(opened(fn)), 96) for fn, _ in day], "not bears": things}
+    kinds = dict(night=changed(lambda im: at_night(im, rng)), snow=changed(snowy), small=changed(small, lambda _: 96))
+    say_so([fn.parent.name for fn, _ in day], dict(day=[row for _, row in day]) | kinds | dict(close=changed(lambda im: close(im, near))))
+    return dict(day=[row for _, row in day]), kinds | {"not bears": things}
+
+
+def say_so(labels, kinds):
+    "What the model says of the same photos, kind by kind."
+    print(f"{len(labels)} photos, and what is said of them\n{'kind':12}{'right':>8}{'wrong':>8}{'not sure':>10}{'none of these':>15}")
+    for kind, rows in kinds.items():
+        said = Counter(row["verdict"] if row["verdict"] != "confident" else max(row["probs"], key=row["probs"].get) == label for row, label in zip(rows, labels))
+        print(f"{kind:12}{said[True]:8}{said[False]:8}{said['unsure']:10}{said['out_of_domain']:15}", flush=True)
 
 
 def false_alarms(pool, spec, runs, rng):
