@@ -16,6 +16,7 @@ from bearclf.core import BearclfError, open_photo, photo_files, sha256
 from bearclf.drift import EVERY, TRAITS, WINDOW, close_alarm, columns, compare, drift_report, monitor, open_alarms, spend
 from bearclf.log import PredictionsLog
 
+pytestmark = pytest.mark.once
 RUNS = 200
 
 
@@ -71,14 +72,12 @@ def first_alarm(reference, rows, begin=EVERY):
     return next((n for n in range(begin, len(rows) + 1, EVERY) if any(f.alarm for f in compare(reference, rows[max(0, n - WINDOW):n], spend(n//EVERY)))), None)
 
 
-@pytest.mark.once
 def test_no_false_alarms_while_nothing_changes(pools, clf):
     rng, pool = np.random.default_rng(1), pools["day"] + pools["other"]
     false = sum(first_alarm(usual(pool, clf.spec, rng), drawn(pool, 2000, rng)) is not None for _ in range(RUNS))
     assert false <= .05*RUNS, f"{false} of {RUNS} runs of 2000 photos without any change raised an alarm"
 
 
-@pytest.mark.once
 def test_a_fifth_of_night_photos_is_noticed_within_300(pools, clf):
     rng, soon = np.random.default_rng(2), 0
     for _ in range(RUNS):

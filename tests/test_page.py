@@ -73,6 +73,7 @@ def test_every_kind_of_bad_file_gets_a_sentence(visitor, bears, tmp_path):
     assert visitor.tab.evaluate("window.hit") is None
 
 
+@pytest.mark.once
 def test_a_thousand_photos_at_once(visitor, bears):
     visitor.event("drop", bears[:1] * 1000)
     visitor.status("1000 photos are too many at once: the last 980 are left out.")
@@ -89,6 +90,7 @@ def test_a_folder_dropped_on_the_page(visitor):
     assert "holiday" in visitor.cards(1)[0]
 
 
+@pytest.mark.once
 def test_who_leaves_in_the_middle_of_an_upload_harms_nobody(visit, serve, bears, tmp_path):
     server = serve(*app())
     big = tmp_path/"big.jpg"
@@ -260,6 +262,7 @@ def test_health_costs_no_kernel(serve):
     assert kernels() <= before + 1  # the one that waits for a visitor may have come
 
 
+@pytest.mark.once
 def test_in_a_frame_of_another_site(serve, chromium, bears, tmp_path):
     "Nobody may frame the page, unless they are named."
     port = free_port()

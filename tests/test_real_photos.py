@@ -45,6 +45,7 @@ def test_train_export_predict_on_real_bears(half_trained):
     assert len(answers) == len(held_out) and right == spec["metrics"]["right"] >= .95*len(held_out)
 
 
+@pytest.mark.once
 def test_other_weights_answer_as_the_learner(half_trained, tmp_path):
     "32 bits to a thousandth; 8 bits with the same labels for nearly all."
     from bearclf.export import export_run
@@ -74,6 +75,7 @@ def test_photos_straight_from_the_web(shared_photos):
     assert not [a for a in answers if "error" in a]
 
 
+@pytest.mark.once
 def test_other_labels_and_a_torchvision_network_work_as_well(shared_photos, tmp_path):
     home = dict(TORCH_HOME=str(shared_photos.parent/"weights"))
     part(shared_photos/"flowers", tmp_path/"flowers", 2)

@@ -27,6 +27,7 @@ def planted(photos, folder, seed):
     return false, copies
 
 
+@pytest.mark.once
 def test_finds_false_labels_and_copies(photos, tmp_path):
     from bearclf.suspects import suspects
     shares = []

@@ -94,6 +94,7 @@ def test_killed_and_resumed_ends_as_if_nothing_had_happened(drawn, undisturbed, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.once
 def test_killed_after_its_last_epoch(drawn, undisturbed, tmp_path):
     run = tmp_path/"run"
     process = started("train", drawn, "--out", run, "--epochs", 2, **PLAIN)
@@ -119,6 +120,7 @@ def test_ctrl_c_keeps_the_best_epoch_so_far(drawn, tmp_path, capsys):
     assert abs(kept["metrics"]["valid_loss"] - min(losses)) < 1e-3
 
 
+@pytest.mark.once
 def test_a_photo_that_breaks_mid_run_is_named(drawn, tmp_path):
     photos, run = tmp_path/"photos", tmp_path/"run"
     shutil.copytree(drawn, photos)
@@ -147,6 +149,7 @@ def test_two_processes_share_the_work(drawn, undisturbed, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.once
 def test_splits_that_come_with_the_photos_are_kept(drawn, tmp_path):
     fns = sorted(p for label in ("black", "teddy") for p in (drawn/label).glob("*.*"))
     with open(tmp_path/"photos.csv", "w", newline="") as f:
@@ -313,6 +316,7 @@ def test_no_layer_stays_bypassed_after_an_interruption(drawn):
     assert not torch.equal(*learn.model.cpu()(torch.rand(2, 3, 64, 64)))
 
 
+@pytest.mark.once
 def test_two_processes_fill_one_cache(shared_photos, tmp_path):
     code = "import sys; from pathlib import Path; from bearclf.cache import *; c = PhotoCache(256, folder=Path(sys.argv[1])); fns = sorted(Path(sys.argv[2]).glob('*/*')); print(fill(c, fns))"
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"cache"), str(shared_photos/"flowers")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -234,6 +234,7 @@ def test_fifty_visitors(serve):
     assert sorted(waits)[475] <= 2
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_two_hundred_at_once(serve):
     server = serve(*app("--visitors", "20"))
@@ -244,6 +245,7 @@ def test_two_hundred_at_once(serve):
     assert len(family(server)) <= 20 + 8
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 @pytest.mark.parametrize("victim", ["a kernel", "the warm process"])
 def test_a_dead_process_takes_nobody_along(serve, victim):
@@ -291,6 +293,7 @@ def pss(server):
     return total
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_memory_comes_back_after_a_rush(serve):
     server = serve(*impatient("--visitors", "20", ALONE=6))
@@ -308,6 +311,7 @@ def test_memory_comes_back_after_a_rush(serve):
     assert during > before + 100 and after < before + 20
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_the_waiting_kernel_waits_and_a_forgotten_tab_is_told(serve, visit, bears):
     server = serve(*impatient(ALONE=6, IDLE=9))
@@ -343,6 +347,7 @@ def test_who_reloads_takes_no_second_place(serve, visit):
     assert len(family(server)) <= 4  # the warm process, the visitor's kernel, one that waits; and maybe one that was left before its page could say so
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_who_reads_nothing_holds_up_nobody(serve):
     server = serve(*app())
@@ -365,6 +370,7 @@ def test_who_reads_nothing_holds_up_nobody(serve):
     assert code in (200, 503) and words.startswith("t.jpg: ")
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_what_is_left_unread_does_not_pile_up(serve):
     server = serve(*app())
@@ -406,6 +412,7 @@ def test_a_label_of_ones_own_is_not_noted(serve, tmp_path):
     assert leaked is None and (row["human"], row["consent"]) == ("teddy", False) and log.photo(row["sha256"]) is None
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
 def test_kernels_of_those_who_left_end(serve):
     server = serve(*impatient(ALONE=6))
