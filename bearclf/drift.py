@@ -205,8 +205,11 @@ class _Watch:
 
     def window(self, fresh: list) -> list: # of rows
         since = max((event['number'] for event in self.log.events('closed', self.bundle)), default=0)
-        seen = _seen(self.rows, [look for look in self.looks if look['number'] > since])
-        return [*(row for row in seen if row['id'] not in self.base), *fresh][-WINDOW:]
+        rows = [*fresh]
+        for look in reversed(self.looks):
+            if look['number'] <= since or len(rows) >= WINDOW: break
+            rows = [*(row for row in _seen(self.rows, [look]) if row['id'] not in self.base), *rows]
+        return rows[-WINDOW:]
 
     def look(self, fresh: list): # of rows
         "One look, into the diary."

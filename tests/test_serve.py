@@ -399,3 +399,25 @@ def test_mistakes_are_one_line(options, sentence):
     command, _ = service()
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_who_is_connected_can_still_ask(start, bears):
+    "The order to stop comes between a connection, also one that was used before, and its request."
+    client, process = start()
+    port, data = client.base_url.port, bears[0].read_bytes()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n" % len(data)
+    new, half, used, silent = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(4))
+    half.sendall(head)
+    used.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    heard = b""
+    while not heard.endswith(b"}"): heard += used.recv(9999)
+    assert heard.startswith(b"HTTP/1.1 200") and client.get("/health").status_code == 200
+    process.terminate()
+    time.sleep(.4)
+    for s in (new, used): s.sendall(head)
+    for s in (new, half, used):
+        s.sendall(b"\r\n" + data)
+        answer = s.makefile("rb").read()  # until it hangs up
+        assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer.lower() and b'"verdict"' in answer, answer
+    assert silent.recv(99) == b""
+    assert process.communicate(timeout=10)[1] == ""
