@@ -17,7 +17,7 @@ from sqlalchemy import exists, func, or_, select
 from .classify import claim
 from .core import BearclfError, printable, wilson
 from .drift import open_alarms
-from .log import PREDICTIONS, VISITOR, Outrun, PredictionsLog
+from .log import EVENTS, PREDICTIONS, VISITOR, Outrun, PredictionsLog
 from .review import agreement, pending
 from .stage import STAGES, Policy, Standing, set_stage, standing
 
@@ -84,6 +84,7 @@ class Evidence:
     alarms: list = field(default_factory=list)  # open ones
     visitors: tuple = (0, 0)  # (right, n): claims that visitors judged
     others: int = 0           # answers in the log that other bundles gave
+    looks: int = 0            # of the monitor, since the stage began
 
 def _in_stage(log: PredictionsLog, bundle: str, number: int) -> list: # of rows, one a photo: with a person's word if there is one
     "The photos that came for the first time since the stage began: what was looked at before is no new evidence if it is sent again."
@@ -101,6 +102,9 @@ def _by(pairs: list, labels: list) -> dict: # label → (right, n)
 def _others(log: PredictionsLog, bundle: str) -> int:
     return log.read(select(func.count().label('n')).where(PREDICTIONS.c.bundle != bundle))[0]['n']
 
+def _looks(log: PredictionsLog, bundle: str, since: int) -> int: # since: number of an event
+    return log.read(select(func.count().label('n')).where(EVENTS.c.kind == 'look', EVENTS.c.bundle == bundle, EVENTS.c.number > since))[0]['n']
+
 def evidence(
     log: PredictionsLog,
     bundle: str,   # `Classifier.fingerprint`
@@ -114,7 +118,7 @@ def evidence(
     claims, every = [(said, human) for said, human in judged if said is not None], [*labels, '']
     told = [claim(row['verdict'], row['probs']) == row['human'] for row in rows if row['reviewer'] == VISITOR and row['human'] is not None and row['verdict'] != 'unsure']
     return Evidence(at, bundle, labels, len(rows), len(judged), dict(Counter(row['verdict'] for row in rows)), _by(claims, every), _by([pair[::-1] for pair in claims], every),
-                    pending(log, at.policy.reviewers, bundle), agreement(log, bundle), open_alarms(log, bundle), (sum(told), len(told)), _others(log, bundle))
+                    pending(log, at.policy.reviewers, bundle), agreement(log, bundle), open_alarms(log, bundle), (sum(told), len(told)), _others(log, bundle), _looks(log, bundle, at.number))
 
 # %% ../nbs/10_rollout.ipynb #92333d74
 @dataclass
@@ -135,6 +139,10 @@ def _label_gate(seen: Evidence, label: str, target: float) -> Gate:
     words = f'{_named(label)}: right, where it says so: {_span(*shares[0])}; found, where it is one: {_span(*shares[1])}; {100*target:.0f} % asked of both'
     return Gate(all(wilson(*share)[0] >= target for share in shares), words)
 
+def _alarm_gate(seen: Evidence) -> Gate:
+    if seen.alarms: return Gate(False, f'open alarms: {len(seen.alarms)}')
+    return Gate(True, f"no alarm is open{'' if seen.looks else ', but bearclf monitor has not looked in this stage'}")
+
 def gates(
     seen: Evidence,
 ) -> list: # of `Gate`; empty: there is no further stage
@@ -144,7 +152,7 @@ def gates(
     few = at.stage == 'shadow' and policy.labels and {*policy.labels} <= {*seen.labels}  # a policy that was made for other labels narrows nothing
     return [Gate(seen.reviewed >= policy.reviewed, f'{seen.reviewed} of {policy.reviewed} photos reviewed'),
             *(_label_gate(seen, label, policy.target) for label in (policy.labels if few else seen.labels)),
-            Gate(not seen.alarms, f'open alarms: {len(seen.alarms)}' if seen.alarms else 'no alarm is open')]
+            _alarm_gate(seen)]
 
 # %% ../nbs/10_rollout.ipynb #67f6e303
 def _next(seen: Evidence) -> str: # a stage
