@@ -245,7 +245,7 @@ def test_mistakes_are_one_line(tmp_path, drawn):
     (tmp_path/"folder.parquet").mkdir()
     out = tmp_path/"o.parquet"
     for args, words in [((tmp_path/"nowhere", out), "nowhere"), ((drawn, tmp_path/"a.parquet"), "there already"), (("nowhere://x/y", out), "nowhere"), ((drawn, out, "--engine", "spark"), "spark"), ((drawn, out, "--workers", "0"), "1"),
-                        (sorted(drawn.glob("*/*.png"))[:40] + [out], "put it in quotes")]:
+                        (photo_files(drawn)[:40] + [out], "put it in quotes")]:
         status, said, err = run(*args)
         assert status == 2 and len(err.splitlines()) == 1 and words in err, (args, err)
     for args, words in [((drawn, tmp_path/"b.parquet"), "holds other things"), ((tmp_path/"t.csv", out), "no column url or file"), ((tmp_path/"l.csv", out), "UTF-8"), ((tmp_path/"p.parquet", out), "as a table"), ((tmp_path/"none.csv", out), "none.csv"),
