@@ -44,7 +44,7 @@ def serving(command, url, cwd=ROOT, env=None):
         yield process
     finally:
         if process.poll() is None: process.terminate()
-        try: process.communicate(timeout=30)
+        try: print((process.communicate(timeout=30)[1] or "")[-9999:], file=sys.stderr, end="")  # pytest shows it where a test fails
         except subprocess.TimeoutExpired: process.kill()
 
 

@@ -262,6 +262,39 @@ def test_a_dead_process_takes_nobody_along(serve, victim):
     assert all(words.startswith("b.jpg: ") for _, words in run(visits()))
 
 
+FAILING = """
+import sys
+from bearclf.visitors import Warm
+fork, asked = Warm.fork, []
+def sometimes(self, **request):
+    asked.append(1)
+    if len(asked) in {fail!r}: raise RuntimeError('no room')
+    return fork(self, **request)
+Warm.fork = sometimes
+sys.argv = {argv!r}
+from bearclf.cli import main; main()
+"""
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="kernels are forked on Linux only")
+def test_a_kernel_that_does_not_start_is_not_the_visitors_affair(serve):
+    command, url = app()
+    server = serve([command[0], "-c", FAILING.format(fail=[1, 4, 7], argv=["bearclf", *command[3:]])], url)
+    async def visits():
+        said = []
+        for _ in range(6):
+            guest = await Guest(url).come()
+            if guest.page.code == 200: guest.comm = await guest.upload()
+            said.append(guest.page.code == 200 and (await guest.ask(jpeg("black", 1), "b.jpg"))[1])
+            await asyncio.sleep(1.5)  # the next kernel is waiting by then
+        return said
+    said = run(visits())
+    assert all(words and words.startswith("b.jpg: ") for words in said), said
+    server.terminate()
+    err = server.communicate(timeout=30)[1]
+    assert "(RuntimeError('no room')), and another was tried." in err and "does not exist" not in err, err
+
+
 def test_a_new_bundle_is_taken_by_the_next_visitor(serve, tmp_path):
     bundle = shutil.copytree(bundle_folder(), tmp_path/"b")
     server = serve(*app("--bundle", "b"), tmp_path)
